@@ -1,0 +1,113 @@
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+
+#include "bindings.h"
+#include "gguf_file.h"
+#include "quantize.h"
+#include "sardine/model.h"
+
+namespace sardine::python {
+namespace {
+
+template <typename T>
+T at(const uint8_t* p) {
+    T v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+// The scalar (or string) at p; p moves behind it.
+py::object take(GgufType type, const uint8_t*& p) {
+    auto scalar = [&p]<typename T>(T) {
+        const T v = at<T>(p);
+        p += sizeof(T);
+        return py::cast(v);
+    };
+    switch (type) {
+        case GgufType::u8: return scalar(uint8_t{});
+        case GgufType::i8: return scalar(int8_t{});
+        case GgufType::u16: return scalar(uint16_t{});
+        case GgufType::i16: return scalar(int16_t{});
+        case GgufType::u32: return scalar(uint32_t{});
+        case GgufType::i32: return scalar(int32_t{});
+        case GgufType::f32: return scalar(float{});
+        case GgufType::u64: return scalar(uint64_t{});
+        case GgufType::i64: return scalar(int64_t{});
+        case GgufType::f64: return scalar(double{});
+        case GgufType::boolean: return py::bool_(*p++ != 0);
+        case GgufType::string: {
+            const auto n = at<uint64_t>(p);
+            p += 8 + n;
+            return lenient_str({reinterpret_cast<const char*>(p - n), static_cast<size_t>(n)});
+        }
+        case GgufType::array: break;
+    }
+    return py::none();
+}
+
+py::object value_of(const GgufValue& v) {
+    const uint8_t* p = v.data;
+    if (v.type != GgufType::array) return take(v.type, p);
+    py::list out(v.count);
+    for (uint64_t i = 0; i < v.count; ++i) out[i] = take(v.elem, p);
+    return out;
+}
+
+py::dict values_of(const GgufFile& f) {
+    py::dict out;
+    for (const auto& [key, v] : f.values()) {
+        std::string type = gguf_type_name(v.type);
+        if (v.type == GgufType::array) type += std::string("[") + gguf_type_name(v.elem) + "]";
+        out[py::str(key)] = py::make_tuple(type, value_of(v));
+    }
+    return out;
+}
+
+py::array_t<uint8_t> quantize(const py::array_t<float, py::array::c_style>& data, const std::string& type,
+                              int n_threads) {
+    if (data.ndim() != 2) throw InvalidArgument("quantize needs a 2-D float32 array");
+    const py::ssize_t rows = data.shape(0), cols = data.shape(1);
+    const size_t row_size = quantized_row_size(type, cols);
+    py::array_t<uint8_t> out({rows, static_cast<py::ssize_t>(row_size)});
+    const float* src = data.data();
+    uint8_t* dst = out.mutable_data();
+    {
+        py::gil_scoped_release release;
+        quantize_rows(type, src, dst, rows, cols, n_threads > 0 ? n_threads : default_threads());
+    }
+    return out;
+}
+
+}  // namespace
+
+void bind_gguf(py::module_& m) {
+    py::class_<GgufTensor>(m, "GgufTensor", "One tensor's entry in a GGUF header.")
+        .def_readonly("name", &GgufTensor::name)
+        .def_readonly("type", &GgufTensor::type, "ggml type id")
+        .def_property_readonly(
+            "shape",
+            [](const GgufTensor& t) {
+                py::tuple s(t.n_dims);
+                for (int d = 0; d < t.n_dims; ++d) s[d] = t.ne[d];
+                return s;
+            },
+            "dimensions in ggml's order, contiguous one first")
+        .def_readonly("offset", &GgufTensor::offset, "bytes from the start of the file")
+        .def_readonly("nbytes", &GgufTensor::nbytes);
+
+    py::class_<GgufFile>(m, "GgufFile", "Strict reader of a GGUF header; raises FormatError.")
+        .def(py::init<const std::string&>(), py::arg("path"))
+        .def_property_readonly("path", &GgufFile::path)
+        .def_property_readonly("alignment", &GgufFile::alignment)
+        .def_property_readonly("data_offset", &GgufFile::data_offset)
+        .def_property_readonly("tensors", &GgufFile::tensors)
+        .def_property_readonly("kv", &values_of, "dict of key -> (type name, value)");
+
+    m.def("quantize", &quantize, py::arg("data").noconvert(), py::arg("type"), py::arg("n_threads") = 0,
+          "float32 [n_rows, n_cols] -> uint8 [n_rows, row bytes], by ggml's quantizer on n_threads threads (0: all).");
+    m.def("default_threads", &default_threads, "Processors that this process may run on.");
+}
+
+}  // namespace sardine::python

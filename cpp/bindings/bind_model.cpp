@@ -1,0 +1,79 @@
+#include <pybind11/stl.h>
+
+#include "bindings.h"
+#include "sardine/model.h"
+
+namespace sardine::python {
+namespace {
+
+py::dict hparams_dict(const Model& m) {
+    const HParams& h = m.hparams();
+    py::dict d;
+    d["arch"] = h.arch;
+    d["n_layer"] = h.n_layer;
+    d["n_embd"] = h.n_embd;
+    d["n_ff"] = h.n_ff;
+    d["n_head"] = h.n_head;
+    d["n_head_kv"] = h.n_head_kv;
+    d["head_dim"] = h.head_dim;
+    d["n_vocab"] = h.n_vocab;
+    d["n_ctx_train"] = h.n_ctx_train;
+    return d;
+}
+
+py::dict experts_dict(const Model& m) {
+    const ExpertParams& e = m.experts();
+    py::dict d;
+    d["expert_count"] = e.expert_count;
+    d["expert_used_count"] = e.expert_used_count;
+    d["delta_mode"] = delta_mode_name(e.default_mode);
+    d["layers"] = e.layers;
+    py::list names;
+    for (const std::string& n : e.names) names.append(lenient_str(n));
+    d["names"] = names;
+    return d;
+}
+
+}  // namespace
+
+void bind_model(py::module_& m) {
+    py::class_<Model, std::shared_ptr<Model>>(m, "Model", "A mapped and checked model file; threads may share it.")
+        .def(py::init([](const std::string& path, int n_threads) {
+                 py::gil_scoped_release release;
+                 return std::make_shared<Model>(path, ModelOptions{.n_threads = n_threads});
+             }),
+             py::arg("path"), py::kw_only(), py::arg("n_threads") = 0)
+        .def_property_readonly("path", &Model::path)
+        .def_property_readonly("file", &Model::file, py::return_value_policy::reference_internal)
+        .def_property_readonly("hparams", &hparams_dict)
+        .def_property_readonly("experts", &experts_dict)
+        .def_property_readonly("has_tokenizer", [](const Model& m) { return m.tokenizer().available(); })
+        .def(
+            "tokenize",
+            [](const Model& m, const py::str& text, bool add_bos, bool special) {
+                // Lone surrogates cannot be UTF-8; a replacement is what a terminal would have sent.
+                const auto utf8 = py::reinterpret_steal<py::bytes>(
+                    PyUnicode_AsEncodedString(text.ptr(), "utf-8", "replace"));
+                if (!utf8) throw py::error_already_set();
+                const std::string_view view = utf8;
+                py::gil_scoped_release release;
+                return m.tokenizer().tokenize(view, add_bos, special);
+            },
+            py::arg("text"), py::arg("add_bos"), py::arg("special"))
+        .def(
+            "piece",
+            [](const Model& m, int32_t token, bool special) { return py::bytes(m.tokenizer().piece(token, special)); },
+            py::arg("token"), py::arg("special") = false)
+        .def(
+            "token_text", [](const Model& m, int32_t token) { return lenient_str(m.tokenizer().text(token)); },
+            py::arg("token"))
+        .def("is_end", [](const Model& m, int32_t token) { return m.tokenizer().is_end(token); }, py::arg("token"))
+        .def(
+            "is_control", [](const Model& m, int32_t token) { return m.tokenizer().is_control(token); },
+            py::arg("token"))
+        .def_property_readonly("bos", [](const Model& m) { return m.tokenizer().bos(); })
+        .def_property_readonly("eos", [](const Model& m) { return m.tokenizer().eos(); })
+        .def_property_readonly("add_bos", [](const Model& m) { return m.tokenizer().add_bos(); });
+}
+
+}  // namespace sardine::python

@@ -1,0 +1,115 @@
+// What the tests compare: each kernel path and the reference on arrays in the file's layout.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include "bindings.h"
+#include "kernels/sparse_delta.h"
+#include "parallel.h"
+#include "sardine/error.h"
+
+namespace sardine::python {
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+DeltaMatrix view_delta(const Array<int32_t>& row_ptr, const Array<uint16_t>& col, const Array<uint8_t>& val,
+                       const std::string& type, const Array<float>& scale, int64_t n_rows, int64_t n_cols,
+                       int64_t block_columns) {
+    DeltaMatrix m{.n_rows = n_rows, .n_cols = n_cols};
+    if (n_rows < 1 || n_cols < 1 || block_columns < 1 || block_columns > 65536)
+        throw InvalidArgument("the matrix or its blocks are empty");
+    m.block_columns = block_columns;
+    m.n_blocks = (n_cols + block_columns - 1) / block_columns;
+    m.n_positions = col.size();
+    m.n_experts = static_cast<int32_t>(scale.size());
+    m.type = type == "f32" ? ValueType::f32 : type == "f16" ? ValueType::f16 : ValueType::q8_0;
+    const int64_t size = type == "f32"   ? 4 * m.n_positions
+                         : type == "f16" ? 2 * m.n_positions
+                                         : (m.n_positions + 31) / 32 * 34;
+    if (row_ptr.size() != m.n_blocks * n_rows + 1 || m.n_experts < 1 || m.n_experts > 256 ||
+        val.size() != size * m.n_experts)
+        throw InvalidArgument("the arrays' sizes do not fit the matrix");
+    m.row_ptr = row_ptr.data();
+    m.col = col.data();
+    m.val = val.data();
+    m.val_stride = size;
+    m.scale = scale.data();
+    return m;
+}
+
+void validate(const DeltaMatrix& m) {
+    validate_delta(m, 1, [](const char* part, const std::string& what) {
+        throw InvalidArgument(std::string(part) + ": " + what);
+    });
+}
+
+}  // namespace
+
+void bind_testing(py::module_& m) {
+    m.def(
+        "sparse_delta",
+        [](const std::string& path, const Array<int32_t>& row_ptr, const Array<uint16_t>& col,
+           const Array<uint8_t>& val, const std::string& type, const Array<float>& scale, int64_t n_rows,
+           int64_t n_cols, int64_t block_columns, const Array<float>& routes, const Array<float>& x, int n_threads) {
+            const DeltaMatrix d = view_delta(row_ptr, col, val, type, scale, n_rows, n_cols, block_columns);
+            validate(d);
+            if (x.ndim() != 2 || x.shape(1) != n_cols || routes.ndim() != 2 || routes.shape(0) != x.shape(0))
+                throw InvalidArgument("x must be [n_tokens, n_cols] and routes [n_tokens, 2k]");
+            const int64_t n_tokens = x.shape(0), k = routes.shape(1) / 2;
+            for (int64_t t = 0; t < n_tokens; ++t)
+                for (int64_t j = 0; j < k; ++j)
+                    if (!(routes.at(t, k + j) >= 0 && routes.at(t, k + j) < static_cast<float>(d.n_experts)))
+                        throw InvalidArgument("routes name an expert that is not there");
+            Array<float> y({n_tokens, n_rows});
+            std::fill_n(y.mutable_data(), y.size(), 0.0f);
+            const SparseDeltaArgs args{.delta = &d,
+                                       .routes = {.data = routes.data(), .k = k, .stride = 2 * k},
+                                       .n_tokens = n_tokens,
+                                       .x = x.data(),
+                                       .x_stride = n_cols,
+                                       .y = y.mutable_data(),
+                                       .y_stride = n_rows};
+            if (path == "reference") {
+                py::gil_scoped_release release;
+                sparse_delta_add_reference(args);
+                return y;
+            }
+            const SparseOps* ops = find_sparse_ops(path.c_str());
+            if (!ops) throw InvalidArgument("kernel path '" + path + "' does not run here");
+            std::vector<SparseScratch> scratch(n_threads);
+            for (SparseScratch& s : scratch) s.reserve(d, n_tokens, k);
+            py::gil_scoped_release release;
+            parallel_for(n_threads, n_threads, 1, [&](int64_t begin, int64_t end) {
+                for (int64_t i = begin; i < end; ++i)
+                    sparse_delta_add(args, *ops, static_cast<int>(i), n_threads, scratch[i]);
+            });
+            return y;
+        },
+        py::arg("path"), py::arg("row_ptr"), py::arg("col"), py::arg("val"), py::arg("type"), py::arg("scale"),
+        py::kw_only(), py::arg("n_rows"), py::arg("n_cols"), py::arg("block_columns"), py::arg("routes"), py::arg("x"),
+        py::arg("n_threads") = 1,
+        "y [n_tokens, n_rows] of one kernel path: 'reference', 'portable', 'avx2' or 'avx512'.");
+    m.def(
+        "kernel_paths",
+        [] {
+            std::vector<std::string> out;
+            for (const char* name : {"portable", "avx2", "avx512"})
+                if (find_sparse_ops(name)) out.emplace_back(name);
+            return out;
+        },
+        "Names of the kernel paths that this processor runs.");
+    m.def("kernel_path", [] { return sparse_ops().name; }, "Name of the kernel path in use.");
+    m.def(
+        "route",
+        [](const Array<float>& logits, int64_t k) {
+            if (logits.ndim() != 1 || logits.size() < 1 || logits.size() > 256 || k < 1 || k > logits.size())
+                throw InvalidArgument("route needs [n_experts] logits and 1 <= k <= n_experts");
+            std::vector<float> out(2 * k);
+            route_token(logits.data(), logits.size(), k, out.data());
+            return out;
+        },
+        py::arg("logits"), py::arg("k"), "k weights, then k expert numbers.");
+}
+
+}  // namespace sardine::python

@@ -1,0 +1,40 @@
+// A loaded model file: mapped weights, metadata, tokenizer. Immutable, so threads may share it.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "gguf_file.h"
+#include "hparams.h"
+#include "tokenizer.h"
+#include "weights.h"
+
+namespace sardine {
+
+struct ModelOptions {
+    int n_threads = 0;  // for checking the file; 0: all processors
+};
+
+class Model {
+   public:
+    // Throws FormatError, IoError or InsufficientMemory.
+    explicit Model(const std::string& path, const ModelOptions& options = {});
+
+    const std::string& path() const { return file_.path(); }
+    const GgufFile& file() const { return file_; }
+    const HParams& hparams() const { return hparams_; }
+    const ExpertParams& experts() const { return experts_; }
+    const Weights& weights() const { return weights_; }
+    const Tokenizer& tokenizer() const { return tokenizer_; }
+
+   private:
+    GgufFile file_;  // first: everything below views it
+    HParams hparams_;
+    ExpertParams experts_;
+    Weights weights_;
+    Tokenizer tokenizer_;
+};
+
+int default_threads();
+
+}  // namespace sardine

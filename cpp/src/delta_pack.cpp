@@ -1,0 +1,92 @@
+#include "delta_pack.h"
+
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "kernels/q8_block.h"
+#include "parallel.h"
+
+namespace sardine {
+namespace {
+
+constexpr int64_t kGrain = 1 << 16;
+
+bool f16_finite(uint16_t bits) { return (bits & 0x7C00) != 0x7C00; }
+
+// The first index in [0, n) for which bad(i) holds, or n.
+template <typename F>
+int64_t first_bad(int64_t begin, int64_t end, const F& bad) {
+    for (int64_t i = begin; i < end; ++i)
+        if (bad(i)) return i;
+    return end;
+}
+
+void check_values(const DeltaMatrix& m, int n_threads, const auto& fail) {
+    for (int32_t e = 0; e < m.n_experts; ++e) {
+        const float s = m.scale[e];
+        int exponent = 0;
+        if (!(s > 0.0f) || !std::isfinite(s) || std::frexp(s, &exponent) != 0.5f)
+            fail("scale", "the scale of expert " + std::to_string(e) + " is not a positive power of two");
+    }
+    for (int32_t e = 0; e < m.n_experts; ++e) {
+        const uint8_t* v = m.val + e * m.val_stride;
+        const int64_t n = m.type == ValueType::q8_0 ? (m.n_positions + kQ8Block - 1) / kQ8Block : m.n_positions;
+        parallel_for(n, n_threads, kGrain, [&](int64_t begin, int64_t end) {
+            int64_t i = end;
+            if (m.type == ValueType::f32) {
+                i = first_bad(begin, end, [&](int64_t k) {
+                    uint32_t bits;
+                    std::memcpy(&bits, v + 4 * k, 4);
+                    return (bits & 0x7F800000) == 0x7F800000;
+                });
+            } else if (m.type == ValueType::f16) {
+                i = first_bad(begin, end, [&](int64_t k) {
+                    uint16_t bits;
+                    std::memcpy(&bits, v + 2 * k, 2);
+                    return !f16_finite(bits);
+                });
+            } else {
+                const auto* blocks = reinterpret_cast<const Q8Block*>(v);
+                i = first_bad(begin, end, [&](int64_t k) { return !f16_finite(blocks[k].d); });
+            }
+            if (i < end)
+                fail("val", "value (or block) " + std::to_string(i) + " of expert " + std::to_string(e) +
+                                " is not finite");
+        });
+    }
+}
+
+}  // namespace
+
+void validate_delta(const DeltaMatrix& m, int n_threads,
+                    const std::function<void(const char*, const std::string&)>& fail) {
+    const int64_t n_ptr = m.n_blocks * m.n_rows;
+    if (m.row_ptr[0] != 0) fail("row_ptr", "row_ptr starts at " + std::to_string(m.row_ptr[0]) + ", expected 0");
+    for (int64_t r = 0; r < n_ptr; ++r)
+        if (m.row_ptr[r + 1] < m.row_ptr[r])
+            fail("row_ptr", "row_ptr decreases at entry " + std::to_string(r + 1));
+    if (m.row_ptr[n_ptr] != m.n_positions)
+        fail("row_ptr", "row_ptr ends at " + std::to_string(m.row_ptr[n_ptr]) + ", expected the " +
+                            std::to_string(m.n_positions) + " positions of col");
+
+    parallel_for(n_ptr, n_threads, 256, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+            const int64_t block = r / m.n_rows;
+            const int64_t width = std::min(m.block_columns, m.n_cols - block * m.block_columns);
+            int32_t last = -1;
+            bool bad = false;
+            for (int64_t p = m.row_ptr[r]; p < m.row_ptr[r + 1]; ++p) {
+                bad |= m.col[p] <= last;
+                last = m.col[p];
+            }
+            // Sorted columns are in range if the last one is; unsorted ones are refused anyway.
+            if (bad || last >= width)
+                fail("col", "row " + std::to_string(r % m.n_rows) + " of column block " + std::to_string(block) +
+                                " has columns that do not rise strictly below " + std::to_string(width));
+        }
+    });
+    check_values(m, n_threads, fail);
+}
+
+}  // namespace sardine

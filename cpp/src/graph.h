@@ -1,0 +1,70 @@
+// The forward pass as a ggml graph: written to read as the equations.
+#pragma once
+
+#include <ggml-cpp.h>
+
+#include <vector>
+
+#include "hparams.h"
+#include "kernels/sparse_delta.h"
+#include "kv_cache.h"
+#include "weights.h"
+
+namespace sardine {
+
+// What a graph is built for; a graph is reused while this stays the same.
+struct GraphShape {
+    int64_t n_tokens = 0;
+    int64_t n_kv = 0;  // positions that attention reads, a multiple of kKvStep
+    bool all_logits = false;
+    bool operator==(const GraphShape&) const = default;
+};
+
+// What the custom ops of one layer point at; lives as long as the graphs.
+struct DeltaOp {
+    const DeltaMatrix* delta;
+    const SparseOps* ops;
+    std::vector<SparseScratch>* scratch;  // one per thread
+};
+struct LayerOps {
+    DeltaOp gate, up, down;
+    const float* mean;
+};
+
+struct GraphContext {
+    const HParams* hparams;
+    const Weights* weights;
+    const KvCache* cache;
+    DeltaMode mode;
+    int64_t n_expert_used;
+    std::vector<LayerOps> layer_ops;  // [n_layer]
+};
+
+// One built and allocated graph. Inputs must be written before every run: their memory is reused within it.
+class Graph {
+   public:
+    Graph(const GraphContext& g, const GraphShape& shape, ggml_gallocr* allocator);
+
+    GraphShape shape;
+    ggml_tensor* tokens = nullptr;       // i32 [n_tokens]
+    ggml_tensor* positions = nullptr;    // i32 [n_tokens]
+    ggml_tensor* kv_rows = nullptr;      // i64 [n_tokens]
+    ggml_tensor* mask = nullptr;         // f16 [n_kv, n_tokens]
+    ggml_tensor* attn_scale = nullptr;   // f32 [1, 1, n_tokens], null without attention temperature
+    ggml_tensor* last = nullptr;         // i32 [1], null when all logits are wanted
+    ggml_tensor* logits = nullptr;       // f32 [n_vocab, n_tokens or 1]
+    std::vector<ggml_tensor*> routes;    // f32 [2k, n_tokens], one per layer with experts
+    ggml_cgraph* graph = nullptr;
+
+   private:
+    ggml_tensor* attention(const GraphContext& g, int64_t il, ggml_tensor* x);
+    ggml_tensor* feed_forward(const GraphContext& g, int64_t il, ggml_tensor* x);
+    ggml_tensor* rms_norm(const GraphContext& g, ggml_tensor* x, ggml_tensor* weight);
+    ggml_tensor* linear(ggml_tensor* weight, ggml_tensor* bias, ggml_tensor* x);
+    ggml_tensor* input(ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, const char* name);
+    ggml_tensor* name(ggml_tensor* t, const char* stem, int64_t il);
+
+    ggml_context_ptr ctx_;
+};
+
+}  // namespace sardine

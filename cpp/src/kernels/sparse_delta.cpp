@@ -1,0 +1,157 @@
+#include "kernels/sparse_delta.h"
+
+#include <algorithm>
+
+#include "kernels/q8_block.h"
+
+namespace sardine {
+namespace {
+
+constexpr int64_t kGroupPositions = 2048;  // values of a row group stay in the first-level cache
+constexpr int64_t kGroupRows = 64;
+// Below this many tokens each goes through the single-token path: tiles would be mostly padding.
+constexpr int64_t kMinTileTokens = 5;
+
+struct Range {
+    int64_t begin, end;
+};
+
+// The first row whose rows before it hold at least `target` positions.
+int64_t row_at(const DeltaMatrix& m, int64_t target) {
+    int64_t low = 0, high = m.n_rows;
+    while (low < high) {
+        const int64_t mid = (low + high) / 2;
+        int64_t before = 0;
+        for (int64_t b = 0; b < m.n_blocks; ++b) before += m.block_rows(b)[mid] - m.block_rows(b)[0];
+        if (before < target)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+Range thread_rows(const DeltaMatrix& m, int ith, int nth) {
+    return {ith == 0 ? 0 : row_at(m, m.n_positions * ith / nth),
+            ith == nth - 1 ? m.n_rows : row_at(m, m.n_positions * (ith + 1) / nth)};
+}
+
+// Cuts rows into groups whose values fit the scratch and calls body(first_row, n_rows, begin, n_positions),
+// where begin is rounded down to a whole Q8_0 block.
+template <typename F>
+void for_row_groups(const int32_t* row_ptr, Range rows, const F& body) {
+    int64_t r = rows.begin;
+    while (r < rows.end) {
+        int64_t end = r + 1;
+        while (end < rows.end && end - r < kGroupRows && row_ptr[end + 1] - row_ptr[r] <= kGroupPositions) ++end;
+        const int64_t begin = row_ptr[r] / kQ8Block * kQ8Block;
+        if (row_ptr[end] > row_ptr[r]) body(r, end - r, begin, row_ptr[end] - begin);
+        r = end;
+    }
+}
+
+const uint8_t* expert_values(const DeltaMatrix& m, int64_t e) { return m.val + e * m.val_stride; }
+
+void add_one_token(const SparseDeltaArgs& a, const SparseOps& ops, Range rows, int64_t token, SparseScratch& scratch) {
+    const DeltaMatrix& m = *a.delta;
+    float* y = a.y + token * a.y_stride;
+    float* values = scratch.values();
+    for (int64_t b = 0; b < m.n_blocks; ++b) {
+        const int32_t* row_ptr = m.block_rows(b);
+        const float* x = a.x + token * a.x_stride + b * m.block_columns;
+        for_row_groups(row_ptr, rows, [&](int64_t r, int64_t n_rows, int64_t begin, int64_t n) {
+            for (int64_t j = 0; j < a.routes.k; ++j) {
+                const int32_t e = a.routes.expert(token, j);
+                ops.add_values(m.type, expert_values(m, e), begin, n, a.routes.weight(token, j) * m.scale[e], j > 0,
+                               values);
+            }
+            ops.rows_dot(row_ptr + r, n_rows, m.col, values, begin, x, y + r);
+        });
+    }
+}
+
+// Transposes the x of up to kTokenTile slots into [width][kTokenTile], the rest zero.
+void pack_tile(const SparseDeltaArgs& a, const int32_t* slots, int64_t n_slots, int64_t first_col, int64_t width,
+               float* tile) {
+    constexpr int64_t kStep = 64;
+    for (int64_t c0 = 0; c0 < width; c0 += kStep) {
+        const int64_t c1 = std::min(width, c0 + kStep);
+        for (int64_t t = 0; t < kTokenTile; ++t) {
+            if (t >= n_slots) {
+                for (int64_t c = c0; c < c1; ++c) tile[c * kTokenTile + t] = 0.0f;
+                continue;
+            }
+            const float* x = a.x + slots[t] / a.routes.k * a.x_stride + first_col;
+            for (int64_t c = c0; c < c1; ++c) tile[c * kTokenTile + t] = x[c];
+        }
+    }
+}
+
+// Slots (token * k + j) sorted by expert; bounds[e] .. bounds[e + 1] are those of expert e.
+void group_by_expert(const SparseDeltaArgs& a, int32_t* slots, int64_t* bounds) {
+    const int64_t k = a.routes.k, n_experts = a.delta->n_experts;
+    std::fill(bounds, bounds + n_experts + 1, 0);
+    for (int64_t t = 0; t < a.n_tokens; ++t)
+        for (int64_t j = 0; j < k; ++j) ++bounds[a.routes.expert(t, j) + 1];
+    for (int64_t e = 0; e < n_experts; ++e) bounds[e + 1] += bounds[e];
+    int64_t next[257];
+    std::copy(bounds, bounds + n_experts, next);
+    for (int64_t t = 0; t < a.n_tokens; ++t)
+        for (int64_t j = 0; j < k; ++j) slots[next[a.routes.expert(t, j)]++] = static_cast<int32_t>(t * k + j);
+}
+
+void add_tile(const SparseDeltaArgs& a, const SparseOps& ops, Range rows, int64_t block, int64_t expert,
+              const int32_t* slots, int64_t n_slots, SparseScratch& scratch) {
+    const DeltaMatrix& m = *a.delta;
+    const int32_t* row_ptr = m.block_rows(block);
+    const int64_t first_col = block * m.block_columns;
+    pack_tile(a, slots, n_slots, first_col, std::min(m.block_columns, m.n_cols - first_col), scratch.tile());
+    float* sums = scratch.sums();
+    for_row_groups(row_ptr, rows, [&](int64_t r, int64_t n_rows, int64_t begin, int64_t n) {
+        ops.add_values(m.type, expert_values(m, expert), begin, n, m.scale[expert], false, scratch.values());
+        ops.rows_tile(row_ptr + r, n_rows, m.col, scratch.values(), begin, scratch.tile(), sums);
+        for (int64_t t = 0; t < n_slots; ++t) {
+            const float w = a.routes.weight(slots[t] / a.routes.k, slots[t] % a.routes.k);
+            float* y = a.y + slots[t] / a.routes.k * a.y_stride + r;
+            for (int64_t i = 0; i < n_rows; ++i) y[i] += w * sums[i * kTokenTile + t];
+        }
+    });
+}
+
+}  // namespace
+
+void SparseScratch::reserve(const DeltaMatrix& m, int64_t n_tokens, int64_t k) {
+    auto grow = [](auto& v, int64_t n) {
+        if (static_cast<int64_t>(v.size()) < n) v.resize(n);
+    };
+    int64_t longest = 0;
+    for (int64_t r = 0; r < m.n_blocks * m.n_rows && !m.empty(); ++r)
+        longest = std::max<int64_t>(longest, m.row_ptr[r + 1] - m.row_ptr[r]);
+    // A group is at most kGroupPositions or one row, plus the block it starts in and the one it ends in.
+    grow(values_, std::max(kGroupPositions, longest) + 2 * kQ8Block);
+    grow(sums_, kGroupRows * kTokenTile);
+    if (n_tokens >= kMinTileTokens) {
+        grow(tile_, std::min(m.block_columns, m.n_cols) * kTokenTile);
+        grow(slots_, n_tokens * k);
+    }
+}
+
+void sparse_delta_add(const SparseDeltaArgs& a, const SparseOps& ops, int ith, int nth, SparseScratch& scratch) {
+    const DeltaMatrix& m = *a.delta;
+    if (m.empty()) return;
+    const Range rows = thread_rows(m, ith, nth);
+    if (rows.begin >= rows.end) return;
+    if (a.n_tokens < kMinTileTokens) {
+        for (int64_t t = 0; t < a.n_tokens; ++t) add_one_token(a, ops, rows, t, scratch);
+        return;
+    }
+    int64_t bounds[257];
+    int32_t* slots = scratch.slots();
+    group_by_expert(a, slots, bounds);
+    for (int64_t b = 0; b < m.n_blocks; ++b)
+        for (int64_t e = 0; e < m.n_experts; ++e)
+            for (int64_t s = bounds[e]; s < bounds[e + 1]; s += kTokenTile)
+                add_tile(a, ops, rows, b, e, slots + s, std::min<int64_t>(kTokenTile, bounds[e + 1] - s), scratch);
+}
+
+}  // namespace sardine

@@ -1,0 +1,49 @@
+// y[t] += sum over the experts e of token t of w_te * (Delta_e @ x[t]), for one FFN matrix.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "delta_pack.h"
+#include "kernels/sparse_ops.h"
+#include "routing.h"
+
+namespace sardine {
+
+// x: n_tokens rows of m.n_cols floats, x_stride floats apart; y: rows of m.n_rows floats, y_stride apart.
+struct SparseDeltaArgs {
+    const DeltaMatrix* delta;
+    Routes routes;
+    int64_t n_tokens;
+    const float* x;
+    int64_t x_stride;
+    float* y;
+    int64_t y_stride;
+};
+
+// Working memory of one thread, sized ahead so that the kernels never allocate.
+class SparseScratch {
+   public:
+    // Makes room for `m` and batches of up to n_tokens tokens with k experts each.
+    void reserve(const DeltaMatrix& m, int64_t n_tokens, int64_t k);
+
+    float* values() { return values_.data(); }
+    float* tile() { return tile_.data(); }
+    float* sums() { return sums_.data(); }
+    int32_t* slots() { return slots_.data(); }
+
+   private:
+    std::vector<float> values_;   // one row group's values
+    std::vector<float> tile_;     // [block width][kTokenTile] activations
+    std::vector<float> sums_;     // [rows of a group][kTokenTile]
+    std::vector<int32_t> slots_;  // token * k + j of the routes, grouped by expert
+};
+
+// Thread ith of nth does its share of the rows: shares are equal in positions and touch disjoint parts of y.
+void sparse_delta_add(const SparseDeltaArgs& args, const SparseOps& ops, int ith, int nth, SparseScratch& scratch);
+
+// The obvious loop, in double; what the fast path is tested against.
+void sparse_delta_add_reference(const SparseDeltaArgs& args);
+
+}  // namespace sardine

@@ -1,0 +1,44 @@
+// The inner loops of the sparse deltas, one table per instruction set, chosen at run time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "delta_pack.h"
+
+namespace sardine {
+
+// Tokens per tile of the prefill kernel; activations are laid out [n_cols][kTokenTile].
+constexpr int kTokenTile = 32;
+
+struct SparseOps {
+    const char* name;
+
+    // out[i] (+)= weight * dequantize(val)[begin + i] for i in [0, n); `accumulate` chooses += over =.
+    // For q8_0 begin is a multiple of 32, and out has room for n rounded up to 32.
+    void (*add_values)(ValueType type, const uint8_t* val, int64_t begin, int64_t n, float weight, bool accumulate,
+                       float* out);
+
+    // y[r] += sum over p in [row_ptr[r], row_ptr[r + 1]) of v[p - begin] * x[col[p]], for r in [0, n_rows).
+    void (*rows_dot)(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const float* v, int64_t begin,
+                     const float* x, float* y);
+
+    // The same for a tile of tokens: acc[r][t] = sum of v[p - begin] * xt[col[p]][t].
+    void (*rows_tile)(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const float* v, int64_t begin,
+                      const float* xt, float* acc);
+};
+
+// The best table this processor runs, or the one that SARDINE_CPU names (portable, avx2, avx512).
+// Throws InvalidArgument if that is unknown or not runnable here. Decided once per process.
+const SparseOps& sparse_ops();
+
+// By name; null if unknown or not runnable here.
+const SparseOps* find_sparse_ops(const char* name);
+
+extern const SparseOps kSparseOpsPortable;
+#ifdef SARDINE_X86
+extern const SparseOps kSparseOpsAvx2;
+extern const SparseOps kSparseOpsAvx512;
+#endif
+
+}  // namespace sardine

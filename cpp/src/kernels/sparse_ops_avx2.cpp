@@ -1,0 +1,94 @@
+// Built with AVX2 flags: no standard library templates here, their copies could be linked into other files.
+#include <immintrin.h>
+
+#include "kernels/q8_block.h"
+#include "kernels/sparse_ops.h"
+
+namespace sardine {
+namespace {
+
+void store(float* out, __m256 v, bool accumulate) {
+    _mm256_storeu_ps(out, accumulate ? _mm256_add_ps(v, _mm256_loadu_ps(out)) : v);
+}
+
+void add_values(ValueType type, const uint8_t* val, int64_t begin, int64_t n, float weight, bool accumulate,
+                float* out) {
+    const __m256 w = _mm256_set1_ps(weight);
+    if (type == ValueType::q8_0) {
+        const auto* block = reinterpret_cast<const Q8Block*>(val) + begin / kQ8Block;
+        for (int64_t i = 0; i < n; i += kQ8Block, ++block, out += kQ8Block) {
+            const __m256 d = _mm256_mul_ps(w, _mm256_set1_ps(_cvtsh_ss(block->d)));
+            for (int part = 0; part < 4; ++part) {
+                const __m128i q = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block->q + 8 * part));
+                store(out + 8 * part, _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q))), accumulate);
+            }
+        }
+        return;
+    }
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m256 v =
+            type == ValueType::f32
+                ? _mm256_loadu_ps(reinterpret_cast<const float*>(val + 4 * (begin + i)))
+                : _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(val + 2 * (begin + i))));
+        store(out + i, _mm256_mul_ps(w, v), accumulate);
+    }
+    for (; i < n; ++i) {
+        const float v = type == ValueType::f32 ? reinterpret_cast<const float*>(val)[begin + i]
+                                               : _cvtsh_ss(reinterpret_cast<const uint16_t*>(val)[begin + i]);
+        out[i] = accumulate ? out[i] + weight * v : weight * v;
+    }
+}
+
+float sum8(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+void rows_dot(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const float* v, int64_t begin,
+              const float* x, float* y) {
+    for (int64_t r = 0; r < n_rows; ++r) {
+        int64_t p = row_ptr[r];
+        const int64_t end = row_ptr[r + 1];
+        __m256 sum = _mm256_setzero_ps();
+        for (; p + 8 <= end; p += 8) {
+            const __m256i c = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(col + p)));
+            sum = _mm256_fmadd_ps(_mm256_loadu_ps(v + (p - begin)), _mm256_i32gather_ps(x, c, 4), sum);
+        }
+        float rest = 0.0f;
+        for (; p < end; ++p) rest += v[p - begin] * x[col[p]];
+        y[r] += sum8(sum) + rest;
+    }
+}
+
+void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const float* v, int64_t begin,
+               const float* xt, float* acc) {
+    static_assert(kTokenTile == 32, "four vectors a position");
+    for (int64_t r = 0; r < n_rows; ++r, acc += kTokenTile) {
+        // Two positions at a time: eight independent sums hide the latency of the multiply-add.
+        __m256 s[2][4];
+        for (auto& a : s)
+            for (auto& b : a) b = _mm256_setzero_ps();
+        int64_t p = row_ptr[r];
+        const int64_t end = row_ptr[r + 1];
+        for (; p + 2 <= end; p += 2)
+            for (int k = 0; k < 2; ++k) {
+                const __m256 w = _mm256_set1_ps(v[p + k - begin]);
+                const float* xc = xt + static_cast<int64_t>(col[p + k]) * kTokenTile;
+                for (int h = 0; h < 4; ++h) s[k][h] = _mm256_fmadd_ps(w, _mm256_loadu_ps(xc + 8 * h), s[k][h]);
+            }
+        if (p < end) {
+            const __m256 w = _mm256_set1_ps(v[p - begin]);
+            const float* xc = xt + static_cast<int64_t>(col[p]) * kTokenTile;
+            for (int h = 0; h < 4; ++h) s[0][h] = _mm256_fmadd_ps(w, _mm256_loadu_ps(xc + 8 * h), s[0][h]);
+        }
+        for (int h = 0; h < 4; ++h) _mm256_storeu_ps(acc + 8 * h, _mm256_add_ps(s[0][h], s[1][h]));
+    }
+}
+
+}  // namespace
+
+const SparseOps kSparseOpsAvx2 = {"avx2", add_values, rows_dot, rows_tile};
+
+}  // namespace sardine

@@ -1,0 +1,50 @@
+// Text <-> token ids through libllama's vocabulary. Byte strings are UTF-8 but may be cut inside a character.
+#pragma once
+
+#include <llama.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "gguf_file.h"
+
+namespace sardine {
+
+class Tokenizer {
+   public:
+    // Checks what libllama would abort on, then loads the vocabulary. A file whose tokenizer.ggml.model is
+    // "none" gives a tokenizer for which available() is false.
+    Tokenizer(const GgufFile& file, int64_t n_vocab);
+
+    bool available() const { return model_ != nullptr; }
+    const llama_vocab* vocab() const { return vocab_; }
+
+    // add_bos: put BOS first if the model wants one. special: read control tokens in the text as such.
+    std::vector<int32_t> tokenize(std::string_view text, bool add_bos, bool special) const;
+    // One token's bytes; control tokens are "" unless `special`.
+    std::string piece(int32_t token, bool special) const;
+
+    int32_t bos() const;  // -1: none
+    int32_t eos() const;
+    bool add_bos() const;
+    bool is_end(int32_t token) const;  // end of generation
+    bool is_control(int32_t token) const;
+    std::string text(int32_t token) const;
+
+   private:
+    void require() const;
+    void check_token(int32_t token) const;
+
+    struct Free {
+        void operator()(llama_model* m) const { llama_model_free(m); }
+    };
+    std::unique_ptr<llama_model, Free> model_;
+    const llama_vocab* vocab_ = nullptr;
+    int64_t n_vocab_ = 0;
+};
+
+}  // namespace sardine

@@ -1,0 +1,210 @@
+#include "weights.h"
+
+#include <ggml-cpu.h>
+
+#include <cmath>
+#include <initializer_list>
+#include <set>
+
+namespace sardine {
+namespace {
+
+std::string shape_text(std::initializer_list<int64_t> ne) {
+    std::string s = "[";
+    for (const int64_t n : ne) s += (s.size() > 1 ? ", " : "") + std::to_string(n);
+    return s + "]";
+}
+
+std::string shape_text(const GgufTensor& t) {
+    std::string s = "[";
+    for (int d = 0; d < t.n_dims; ++d) s += (d ? ", " : "") + std::to_string(t.ne[d]);
+    return s + "]";
+}
+
+class Loader {
+   public:
+    Loader(const GgufFile& file, Weights& w) : file_(file) {
+        w.ctx.reset(ggml_init({.mem_size = (file.tensors().size() + 1) * ggml_tensor_overhead(),
+                               .mem_buffer = nullptr,
+                               .no_alloc = true}));
+        // ggml never writes to weights; the mapping itself is read-only.
+        auto* data = const_cast<uint8_t*>(file.bytes().data()) + file.data_offset();
+        w.buffer.reset(ggml_backend_cpu_buffer_from_ptr(data, file.bytes().size() - file.data_offset()));
+        if (!w.ctx || !w.buffer) throw InsufficientMemory("no memory for the tensor table");
+        ggml_backend_buffer_set_usage(w.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        ctx_ = w.ctx.get();
+        buffer_ = w.buffer.get();
+    }
+
+    bool has(const std::string& name) const { return file_.find_tensor(name) != nullptr; }
+
+    const GgufTensor& require(const std::string& name, std::initializer_list<int64_t> ne) {
+        const GgufTensor* t = file_.find_tensor(name);
+        if (!t) file_.fail(name, "tensor '" + name + "' is missing");
+        bool same = true;
+        int d = 0;
+        for (const int64_t n : ne) same &= t->ne[d++] == n;
+        for (; d < 4; ++d) same &= t->ne[d] == 1;
+        if (!same)
+            file_.fail(name, "tensor '" + name + "' has shape " + shape_text(*t) + ", expected " + shape_text(ne));
+        used_.insert(t->name);
+        return *t;
+    }
+
+    const GgufTensor& require(const std::string& name, std::initializer_list<int64_t> ne, ggml_type type) {
+        const GgufTensor& t = require(name, ne);
+        if (t.type != type)
+            file_.fail(name, "tensor '" + name + "' has type " + type_name(t) + ", expected " + ggml_type_name(type));
+        return t;
+    }
+
+    // A matrix that ggml multiplies with.
+    ggml_tensor* matrix(const std::string& name, std::initializer_list<int64_t> ne) {
+        const GgufTensor& t = require(name, ne);
+        const auto* traits = ggml_get_type_traits_cpu(static_cast<ggml_type>(t.type));
+        if (!traits->vec_dot || !ggml_get_type_traits(static_cast<ggml_type>(t.type))->to_float)
+            if (t.type != GGML_TYPE_F32)
+                file_.fail(name, "tensor '" + name + "' has type " + type_name(t) + ", which is no weight type");
+        return view(t);
+    }
+
+    ggml_tensor* vector(const std::string& name, int64_t n) { return view(require(name, {n}, GGML_TYPE_F32)); }
+    ggml_tensor* optional_vector(const std::string& name, int64_t n) { return has(name) ? vector(name, n) : nullptr; }
+
+    ggml_tensor* view(const GgufTensor& t) {
+        ggml_tensor* out = ggml_new_tensor(ctx_, static_cast<ggml_type>(t.type), t.n_dims, t.ne);
+        ggml_set_name(out, t.name.c_str());
+        ggml_backend_tensor_alloc(buffer_, out, const_cast<uint8_t*>(file_.data(t)));
+        return out;
+    }
+
+    const float* finite_floats(const GgufTensor& t) {
+        const auto* v = reinterpret_cast<const float*>(file_.data(t));
+        for (uint64_t i = 0; i < t.nbytes / sizeof(float); ++i)
+            if (!std::isfinite(v[i]))
+                file_.fail(t.name, "tensor '" + t.name + "' has a value that is not finite at " + std::to_string(i));
+        return v;
+    }
+
+    void refuse_unknown() const {
+        for (const GgufTensor& t : file_.tensors())
+            if (!used_.contains(t.name))
+                file_.fail(t.name, "tensor '" + t.name + "' is not part of this model: the file is of another kind, "
+                                                         "or sardine.layers does not list its layer");
+    }
+
+    static std::string type_name(const GgufTensor& t) { return ggml_type_name(static_cast<ggml_type>(t.type)); }
+    const GgufFile& file() const { return file_; }
+
+   private:
+    const GgufFile& file_;
+    ggml_context* ctx_;
+    ggml_backend_buffer* buffer_;
+    std::set<std::string, std::less<>> used_;
+};
+
+DeltaMatrix load_delta(Loader& in, const std::string& prefix, int64_t n_rows, int64_t n_cols, const ExpertParams& e,
+                       int n_threads) {
+    DeltaMatrix m{.n_rows = n_rows, .n_cols = n_cols};
+    m.block_columns = e.block_columns;
+    m.n_blocks = (n_cols + m.block_columns - 1) / m.block_columns;
+    m.n_experts = static_cast<int32_t>(e.expert_count);
+    const GgufFile& f = in.file();
+    const std::string col = prefix + ".col", val = prefix + ".val";
+    bool any = false;
+    for (const char* part : {".row_ptr", ".col", ".val", ".scale"}) any |= in.has(prefix + part);
+    if (!any) return m;
+
+    const GgufTensor& rows = in.require(prefix + ".row_ptr", {m.n_blocks * n_rows + 1}, GGML_TYPE_I32);
+    const GgufTensor* cols = f.find_tensor(col);
+    if (!cols) f.fail(col, "tensor '" + col + "' is missing");
+    m.n_positions = cols->ne[0];
+    if (m.n_positions > INT32_MAX || m.n_positions > n_rows * n_cols)
+        f.fail(col, "tensor '" + col + "' has " + std::to_string(m.n_positions) + " positions, more than the matrix");
+    in.require(col, {m.n_positions}, GGML_TYPE_I16);
+
+    const GgufTensor* vals = f.find_tensor(val);
+    if (!vals) f.fail(val, "tensor '" + val + "' is missing");
+    int64_t n_stored = m.n_positions;
+    switch (vals->type) {
+        case GGML_TYPE_F32: m.type = ValueType::f32; break;
+        case GGML_TYPE_F16: m.type = ValueType::f16; break;
+        case GGML_TYPE_Q8_0:
+            m.type = ValueType::q8_0;
+            n_stored = (n_stored + 31) / 32 * 32;
+            break;
+        default:
+            f.fail(val, "tensor '" + val + "' has type " + Loader::type_name(*vals) + ", expected f32, f16 or q8_0");
+    }
+    in.require(val, {n_stored, m.n_experts});
+    m.val = f.data(*vals);
+    m.val_stride = ggml_row_size(static_cast<ggml_type>(vals->type), n_stored);
+    m.row_ptr = reinterpret_cast<const int32_t*>(f.data(rows));
+    m.col = reinterpret_cast<const uint16_t*>(f.data(*cols));
+    m.scale = reinterpret_cast<const float*>(f.data(in.require(prefix + ".scale", {m.n_experts}, GGML_TYPE_F32)));
+    validate_delta(m, n_threads, [&](const char* part, const std::string& what) {
+        f.fail(prefix + "." + part, "tensor '" + prefix + "." + part + "': " + what);
+    });
+    return m;
+}
+
+std::unique_ptr<LayerExperts> load_experts(Loader& in, const std::string& layer, const HParams& h,
+                                           const ExpertParams& e, int n_threads) {
+    auto x = std::make_unique<LayerExperts>();
+    const auto n_expert = static_cast<int64_t>(e.expert_count);
+    const GgufTensor& router = in.require(layer + "ffn_gate_inp.weight", {h.n_embd, n_expert}, GGML_TYPE_F32);
+    in.finite_floats(router);
+    x->router = in.view(router);
+    x->mean = in.finite_floats(in.require(layer + "ffn_delta.mean", {n_expert}, GGML_TYPE_F32));
+    x->gate = load_delta(in, layer + "ffn_gate_delta", h.n_ff, h.n_embd, e, n_threads);
+    x->up = load_delta(in, layer + "ffn_up_delta", h.n_ff, h.n_embd, e, n_threads);
+    x->down = load_delta(in, layer + "ffn_down_delta", h.n_embd, h.n_ff, e, n_threads);
+    return x;
+}
+
+LayerWeights load_layer(Loader& in, const std::string& p, const HParams& h) {
+    LayerWeights l;
+    const int64_t n_q = h.head_dim * h.n_head, n_kv = h.n_embd_kv();
+    l.attn_norm = in.vector(p + "attn_norm.weight", h.n_embd);
+    l.wq = in.matrix(p + "attn_q.weight", {h.n_embd, n_q});
+    l.wk = in.matrix(p + "attn_k.weight", {h.n_embd, n_kv});
+    l.wv = in.matrix(p + "attn_v.weight", {h.n_embd, n_kv});
+    l.wo = in.matrix(p + "attn_output.weight", {n_q, h.n_embd});
+    l.bq = in.optional_vector(p + "attn_q.bias", n_q);
+    l.bk = in.optional_vector(p + "attn_k.bias", n_kv);
+    l.bv = in.optional_vector(p + "attn_v.bias", n_kv);
+    l.bo = in.optional_vector(p + "attn_output.bias", h.n_embd);
+    l.ffn_norm = in.vector(p + "ffn_norm.weight", h.n_embd);
+    l.ffn_gate = in.matrix(p + "ffn_gate.weight", {h.n_embd, h.n_ff});
+    l.ffn_up = in.matrix(p + "ffn_up.weight", {h.n_embd, h.n_ff});
+    l.ffn_down = in.matrix(p + "ffn_down.weight", {h.n_ff, h.n_embd});
+    return l;
+}
+
+}  // namespace
+
+Weights load_weights(const GgufFile& file, HParams& h, const ExpertParams& e, int n_threads) {
+    Weights w;
+    Loader in(file, w);
+    const GgufTensor* embd = file.find_tensor("token_embd.weight");
+    if (!embd) file.fail("token_embd.weight", "tensor 'token_embd.weight' is missing");
+    h.n_vocab = embd->ne[1];
+    if (h.n_vocab < 1 || h.n_vocab > INT32_MAX)
+        file.fail("token_embd.weight", "tensor 'token_embd.weight' has an impossible number of rows");
+    w.tok_embd = in.matrix("token_embd.weight", {h.n_embd, h.n_vocab});
+    w.output_norm = in.vector("output_norm.weight", h.n_embd);
+    w.output = in.has("output.weight") ? in.matrix("output.weight", {h.n_embd, h.n_vocab}) : w.tok_embd;
+    w.rope_freqs = in.optional_vector("rope_freqs.weight", h.head_dim / 2);
+
+    std::set<int64_t> augmented(e.layers.begin(), e.layers.end());
+    w.layers.reserve(h.n_layer);
+    for (int64_t i = 0; i < h.n_layer; ++i) {
+        const std::string p = "blk." + std::to_string(i) + ".";
+        w.layers.push_back(load_layer(in, p, h));
+        if (augmented.contains(i)) w.layers.back().experts = load_experts(in, p, h, e, n_threads);
+    }
+    in.refuse_unknown();
+    return w;
+}
+
+}  // namespace sardine

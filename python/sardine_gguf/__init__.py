@@ -1,0 +1,25 @@
+"""Run SaRDinE models from one GGUF file."""
+
+from sardine_gguf import _libs
+
+_libs.load()
+
+from sardine_gguf.errors import (  # noqa: E402
+    BusyError,
+    Cancelled,
+    ContextOverflow,
+    FormatError,
+    InsufficientMemory,
+    SardineError,
+)
+
+__version__ = "0.1.0"
+__all__ = [
+    "BusyError",
+    "Cancelled",
+    "ContextOverflow",
+    "FormatError",
+    "InsufficientMemory",
+    "SardineError",
+    "__version__",
+]

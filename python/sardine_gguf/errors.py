@@ -1,0 +1,37 @@
+"""Exceptions of sardine_gguf. The native module raises these same classes."""
+
+from __future__ import annotations
+
+
+class SardineError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class FormatError(SardineError, ValueError):
+    """A file is not what it must be. The message names the object, what was expected and found.
+
+    Attributes:
+        file: path of the offending file, "" if it is not known.
+        field: key, tensor or part of the file that is wrong, "" if it is not known.
+    """
+
+    def __init__(self, message: str, *, file: str = "", field: str = "") -> None:
+        super().__init__(message)
+        self.file = file
+        self.field = field
+
+
+class ContextOverflow(SardineError, ValueError):
+    """More tokens than the context holds were asked for; nothing was evaluated."""
+
+
+class InsufficientMemory(SardineError, MemoryError):
+    """A request needs more memory than there is; nothing was allocated."""
+
+
+class BusyError(SardineError, RuntimeError):
+    """The context is evaluating in another thread."""
+
+
+class Cancelled(SardineError):
+    """The evaluation was stopped by `cancel()`; the context is as it was before that call."""
