@@ -26,23 +26,35 @@ py::object take(GgufType type, const uint8_t*& p) {
         return py::cast(v);
     };
     switch (type) {
-        case GgufType::u8: return scalar(uint8_t{});
-        case GgufType::i8: return scalar(int8_t{});
-        case GgufType::u16: return scalar(uint16_t{});
-        case GgufType::i16: return scalar(int16_t{});
-        case GgufType::u32: return scalar(uint32_t{});
-        case GgufType::i32: return scalar(int32_t{});
-        case GgufType::f32: return scalar(float{});
-        case GgufType::u64: return scalar(uint64_t{});
-        case GgufType::i64: return scalar(int64_t{});
-        case GgufType::f64: return scalar(double{});
-        case GgufType::boolean: return py::bool_(*p++ != 0);
+        case GgufType::u8:
+            return scalar(uint8_t{});
+        case GgufType::i8:
+            return scalar(int8_t{});
+        case GgufType::u16:
+            return scalar(uint16_t{});
+        case GgufType::i16:
+            return scalar(int16_t{});
+        case GgufType::u32:
+            return scalar(uint32_t{});
+        case GgufType::i32:
+            return scalar(int32_t{});
+        case GgufType::f32:
+            return scalar(float{});
+        case GgufType::u64:
+            return scalar(uint64_t{});
+        case GgufType::i64:
+            return scalar(int64_t{});
+        case GgufType::f64:
+            return scalar(double{});
+        case GgufType::boolean:
+            return py::bool_(*p++ != 0);
         case GgufType::string: {
             const auto n = at<uint64_t>(p);
             p += 8 + n;
             return lenient_str({reinterpret_cast<const char*>(p - n), static_cast<size_t>(n)});
         }
-        case GgufType::array: break;
+        case GgufType::array:
+            break;
     }
     return py::none();
 }
@@ -106,7 +118,8 @@ void bind_gguf(py::module_& m) {
         .def_property_readonly("kv", &values_of, "dict of key -> (type name, value)");
 
     m.def("quantize", &quantize, py::arg("data").noconvert(), py::arg("type"), py::arg("n_threads") = 0,
-          "float32 [n_rows, n_cols] -> uint8 [n_rows, row bytes], by ggml's quantizer on n_threads threads (0: all).");
+          "float32 [n_rows, n_cols] -> uint8 [n_rows, row bytes], by ggml's quantizer on n_threads threads "
+          "(0: all).");
     m.def("default_threads", &default_threads, "Processors that this process may run on.");
 }
 

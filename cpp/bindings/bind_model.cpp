@@ -37,7 +37,8 @@ py::dict experts_dict(const Model& m) {
 }  // namespace
 
 void bind_model(py::module_& m) {
-    py::class_<Model, std::shared_ptr<Model>>(m, "Model", "A mapped and checked model file; threads may share it.")
+    py::class_<Model, std::shared_ptr<Model>>(m, "Model",
+                                              "A mapped and checked model file; threads may share it.")
         .def(py::init([](const std::string& path, int n_threads) {
                  py::gil_scoped_release release;
                  return std::make_shared<Model>(path, ModelOptions{.n_threads = n_threads});
@@ -62,12 +63,17 @@ void bind_model(py::module_& m) {
             py::arg("text"), py::arg("add_bos"), py::arg("special"))
         .def(
             "piece",
-            [](const Model& m, int32_t token, bool special) { return py::bytes(m.tokenizer().piece(token, special)); },
+            [](const Model& m, int32_t token, bool special) {
+                return py::bytes(m.tokenizer().piece(token, special));
+            },
             py::arg("token"), py::arg("special") = false)
         .def(
-            "token_text", [](const Model& m, int32_t token) { return lenient_str(m.tokenizer().text(token)); },
+            "token_text",
+            [](const Model& m, int32_t token) { return lenient_str(m.tokenizer().text(token)); },
             py::arg("token"))
-        .def("is_end", [](const Model& m, int32_t token) { return m.tokenizer().is_end(token); }, py::arg("token"))
+        .def(
+            "is_end", [](const Model& m, int32_t token) { return m.tokenizer().is_end(token); },
+            py::arg("token"))
         .def(
             "is_control", [](const Model& m, int32_t token) { return m.tokenizer().is_control(token); },
             py::arg("token"))

@@ -56,13 +56,15 @@ py::tuple routing(Session& s) {
     const auto lock = s.lock();
     const Session::Routing& r = s.routing();
     const std::vector<py::ssize_t> shape{r.n_layers, r.n_tokens, r.k};
-    return py::make_tuple(py::array_t<int32_t>(shape, r.ids.data()), py::array_t<float>(shape, r.weights.data()));
+    return py::make_tuple(py::array_t<int32_t>(shape, r.ids.data()),
+                          py::array_t<float>(shape, r.weights.data()));
 }
 
 }  // namespace
 
 void bind_session(py::module_& m) {
-    py::class_<Session>(m, "Session", "One context on a model. Calls raise BusyError if another thread is inside.")
+    py::class_<Session>(m, "Session",
+                        "One context on a model. Calls raise BusyError if another thread is inside.")
         .def(py::init([](std::shared_ptr<Model> model, int64_t n_ctx, int64_t n_batch, int n_threads,
                          const std::string& kv_type, const std::string& delta_mode) {
                  const SessionOptions options{.n_ctx = n_ctx,
@@ -73,17 +75,18 @@ void bind_session(py::module_& m) {
                  py::gil_scoped_release release;
                  return std::make_unique<Session>(std::move(model), options);
              }),
-             py::arg("model"), py::kw_only(), py::arg("n_ctx") = 0, py::arg("n_batch") = 512, py::arg("n_threads") = 0,
-             py::arg("kv_type") = "f16", py::arg("delta_mode") = "off")
+             py::arg("model"), py::kw_only(), py::arg("n_ctx") = 0, py::arg("n_batch") = 512,
+             py::arg("n_threads") = 0, py::arg("kv_type") = "f16", py::arg("delta_mode") = "off")
         .def_property_readonly("n_ctx", &Session::n_ctx)
         .def_property_readonly("n_batch", &Session::n_batch)
         .def_property_readonly("n_threads", &Session::n_threads)
         .def_property_readonly("memory_bytes", &Session::memory_bytes)
         .def_property_readonly("n_tokens", [](const Session& s) { return s.tokens().size(); })
-        .def_property_readonly("tokens", [](Session& s) {
-            const auto lock = s.lock();
-            return s.tokens();
-        })
+        .def_property_readonly("tokens",
+                               [](Session& s) {
+                                   const auto lock = s.lock();
+                                   return s.tokens();
+                               })
         .def("eval", &eval, py::arg("tokens"), "Appends tokens; logits of each, float32 [n_tokens, n_vocab].")
         .def(
             "decode",
@@ -91,12 +94,14 @@ void bind_session(py::module_& m) {
                 run_interruptible(s, [&] { s.eval(tokens, nullptr); });
             },
             py::arg("tokens"), "Appends tokens; keeps only the last one's logits, for a Sampler.")
-        .def("routing", &routing, "(ids int32, weights float32) of the last eval, [n_layers, n_tokens, top_k].")
+        .def("routing", &routing,
+             "(ids int32, weights float32) of the last eval, [n_layers, n_tokens, top_k].")
         .def(
             "last_logits",
             [](Session& s) {
                 const auto lock = s.lock();
-                return py::array_t<float>(static_cast<py::ssize_t>(s.last_logits().size()), s.last_logits().data());
+                return py::array_t<float>(static_cast<py::ssize_t>(s.last_logits().size()),
+                                          s.last_logits().data());
             },
             "Copy of the logits after the last token, float32 [n_vocab], or empty.")
         .def(
@@ -110,7 +115,11 @@ void bind_session(py::module_& m) {
 
     py::class_<Sampler>(m, "Sampler", "A chain of libllama's samplers with its random state.")
         .def(py::init([](float temperature, int32_t top_k, float top_p, float min_p, uint32_t seed) {
-                 return Sampler({.temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p, .seed = seed});
+                 return Sampler({.temperature = temperature,
+                                 .top_k = top_k,
+                                 .top_p = top_p,
+                                 .min_p = min_p,
+                                 .seed = seed});
              }),
              py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
              py::arg("seed"))

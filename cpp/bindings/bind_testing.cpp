@@ -51,7 +51,8 @@ void bind_testing(py::module_& m) {
         "sparse_delta",
         [](const std::string& path, const Array<int32_t>& row_ptr, const Array<uint16_t>& col,
            const Array<uint8_t>& val, const std::string& type, const Array<float>& scale, int64_t n_rows,
-           int64_t n_cols, int64_t block_columns, const Array<float>& routes, const Array<float>& x, int n_threads) {
+           int64_t n_cols, int64_t block_columns, const Array<float>& routes, const Array<float>& x,
+           int n_threads) {
             const DeltaMatrix d = view_delta(row_ptr, col, val, type, scale, n_rows, n_cols, block_columns);
             validate(d);
             if (x.ndim() != 2 || x.shape(1) != n_cols || routes.ndim() != 2 || routes.shape(0) != x.shape(0))
@@ -86,9 +87,9 @@ void bind_testing(py::module_& m) {
             });
             return y;
         },
-        py::arg("path"), py::arg("row_ptr"), py::arg("col"), py::arg("val"), py::arg("type"), py::arg("scale"),
-        py::kw_only(), py::arg("n_rows"), py::arg("n_cols"), py::arg("block_columns"), py::arg("routes"), py::arg("x"),
-        py::arg("n_threads") = 1,
+        py::arg("path"), py::arg("row_ptr"), py::arg("col"), py::arg("val"), py::arg("type"),
+        py::arg("scale"), py::kw_only(), py::arg("n_rows"), py::arg("n_cols"), py::arg("block_columns"),
+        py::arg("routes"), py::arg("x"), py::arg("n_threads") = 1,
         "y [n_tokens, n_rows] of one kernel path: 'reference', 'portable', 'avx2' or 'avx512'.");
     m.def(
         "kernel_paths",

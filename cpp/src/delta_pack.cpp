@@ -12,7 +12,9 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 16;
 
-bool f16_finite(uint16_t bits) { return (bits & 0x7C00) != 0x7C00; }
+bool f16_finite(uint16_t bits) {
+    return (bits & 0x7C00) != 0x7C00;
+}
 
 // The first index in [0, n) for which bad(i) holds, or n.
 template <typename F>
@@ -31,7 +33,8 @@ void check_values(const DeltaMatrix& m, int n_threads, const auto& fail) {
     }
     for (int32_t e = 0; e < m.n_experts; ++e) {
         const uint8_t* v = m.val + e * m.val_stride;
-        const int64_t n = m.type == ValueType::q8_0 ? (m.n_positions + kQ8Block - 1) / kQ8Block : m.n_positions;
+        const int64_t n =
+            m.type == ValueType::q8_0 ? (m.n_positions + kQ8Block - 1) / kQ8Block : m.n_positions;
         parallel_for(n, n_threads, kGrain, [&](int64_t begin, int64_t end) {
             int64_t i = end;
             if (m.type == ValueType::f32) {
@@ -62,7 +65,8 @@ void check_values(const DeltaMatrix& m, int n_threads, const auto& fail) {
 void validate_delta(const DeltaMatrix& m, int n_threads,
                     const std::function<void(const char*, const std::string&)>& fail) {
     const int64_t n_ptr = m.n_blocks * m.n_rows;
-    if (m.row_ptr[0] != 0) fail("row_ptr", "row_ptr starts at " + std::to_string(m.row_ptr[0]) + ", expected 0");
+    if (m.row_ptr[0] != 0)
+        fail("row_ptr", "row_ptr starts at " + std::to_string(m.row_ptr[0]) + ", expected 0");
     for (int64_t r = 0; r < n_ptr; ++r)
         if (m.row_ptr[r + 1] < m.row_ptr[r])
             fail("row_ptr", "row_ptr decreases at entry " + std::to_string(r + 1));
@@ -82,8 +86,9 @@ void validate_delta(const DeltaMatrix& m, int n_threads,
             }
             // Sorted columns are in range if the last one is; unsorted ones are refused anyway.
             if (bad || last >= width)
-                fail("col", "row " + std::to_string(r % m.n_rows) + " of column block " + std::to_string(block) +
-                                " has columns that do not rise strictly below " + std::to_string(width));
+                fail("col", "row " + std::to_string(r % m.n_rows) + " of column block " +
+                                std::to_string(block) + " has columns that do not rise strictly below " +
+                                std::to_string(width));
         }
     });
     check_values(m, n_threads, fail);

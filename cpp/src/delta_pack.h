@@ -19,9 +19,9 @@ struct DeltaMatrix {
     const int32_t* row_ptr = nullptr;  // [n_blocks * n_rows + 1]
     const uint16_t* col = nullptr;     // [n_positions]
     ValueType type = ValueType::f32;
-    const uint8_t* val = nullptr;      // expert e's values start at val + e * val_stride
-    size_t val_stride = 0;             // bytes
-    const float* scale = nullptr;      // [n_experts]
+    const uint8_t* val = nullptr;  // expert e's values start at val + e * val_stride
+    size_t val_stride = 0;         // bytes
+    const float* scale = nullptr;  // [n_experts]
 
     bool empty() const { return n_positions == 0; }
     const int32_t* block_rows(int64_t b) const { return row_ptr + b * n_rows; }

@@ -22,17 +22,22 @@ size_t scalar_size(GgufType t) {
     switch (t) {
         case GgufType::u8:
         case GgufType::i8:
-        case GgufType::boolean: return 1;
+        case GgufType::boolean:
+            return 1;
         case GgufType::u16:
-        case GgufType::i16: return 2;
+        case GgufType::i16:
+            return 2;
         case GgufType::u32:
         case GgufType::i32:
-        case GgufType::f32: return 4;
+        case GgufType::f32:
+            return 4;
         case GgufType::u64:
         case GgufType::i64:
-        case GgufType::f64: return 8;
+        case GgufType::f64:
+            return 8;
         case GgufType::string:
-        case GgufType::array: break;
+        case GgufType::array:
+            break;
     }
     return 0;
 }
@@ -78,7 +83,7 @@ std::string printable(std::string_view s) {
 
 // Reads forward inside [pos, size); every step says how many bytes it needs first.
 class Cursor {
-   public:
+ public:
     Cursor(const GgufFile& f, std::span<const uint8_t> b) : file_(f), bytes_(b) {}
 
     uint64_t remaining() const { return bytes_.size() - pos_; }
@@ -109,7 +114,7 @@ class Cursor {
         return n;
     }
 
-   private:
+ private:
     const GgufFile& file_;
     std::span<const uint8_t> bytes_;
     uint64_t pos_ = 0;
@@ -159,7 +164,8 @@ GgufTensor read_tensor_info(const GgufFile& f, Cursor& in) {
     GgufTensor t{std::string(name), 0, 0, {1, 1, 1, 1}, 0, 0};
     const auto n_dims = in.read<uint32_t>(t.name);
     if (n_dims < 1 || n_dims > 4)
-        f.fail(t.name, "tensor '" + t.name + "' has " + std::to_string(n_dims) + " dimensions, expected 1 to 4");
+        f.fail(t.name,
+               "tensor '" + t.name + "' has " + std::to_string(n_dims) + " dimensions, expected 1 to 4");
     t.n_dims = static_cast<int>(n_dims);
     int64_t n_elements = 1;
     for (uint32_t d = 0; d < n_dims; ++d) {
@@ -175,8 +181,9 @@ GgufTensor read_tensor_info(const GgufFile& f, Cursor& in) {
     const auto gt = static_cast<ggml_type>(type);
     const int64_t block = ggml_blck_size(gt);
     if (t.ne[0] % block != 0)
-        f.fail(t.name, "tensor '" + t.name + "' has rows of " + std::to_string(t.ne[0]) + " elements, not whole " +
-                           ggml_type_name(gt) + " blocks of " + std::to_string(block));
+        f.fail(t.name, "tensor '" + t.name + "' has rows of " + std::to_string(t.ne[0]) +
+                           " elements, not whole " + ggml_type_name(gt) + " blocks of " +
+                           std::to_string(block));
     uint64_t nbytes;
     if (__builtin_mul_overflow(static_cast<uint64_t>(n_elements / block),
                                static_cast<uint64_t>(ggml_type_size(gt)), &nbytes) ||
@@ -190,7 +197,7 @@ GgufTensor read_tensor_info(const GgufFile& f, Cursor& in) {
 }  // namespace
 
 const char* gguf_type_name(GgufType type) {
-    static constexpr const char* kNames[] = {"u8",  "i8",     "u16",   "i16", "u32", "i32", "f32",
+    static constexpr const char* kNames[] = {"u8",   "i8",  "u16", "i16", "u32", "i32", "f32",
                                              "bool", "str", "arr", "u64", "i64", "f64"};
     return kNames[static_cast<uint32_t>(type)];
 }
@@ -198,7 +205,7 @@ const char* gguf_type_name(GgufType type) {
 MappedFile::MappedFile(const std::string& path) : path_(path) {
     const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) throw IoError(errno, path, std::strerror(errno));
-    struct stat st {};
+    struct stat st{};
     const bool statted = ::fstat(fd, &st) == 0;
     const int err = errno;
     if (!statted || !S_ISREG(st.st_mode)) {
@@ -236,7 +243,8 @@ GgufFile::GgufFile(const std::string& path) : file_(path) {
     const auto version = in.read<uint32_t>("version");
     if (version != 3)
         fail("version", "GGUF version " + std::to_string(version) +
-                            (version == 0x03000000 ? " (big-endian file)" : "") + " is not supported, expected 3");
+                            (version == 0x03000000 ? " (big-endian file)" : "") +
+                            " is not supported, expected 3");
     const auto n_tensors = in.read<uint64_t>("tensor count");
     const auto n_values = in.read<uint64_t>("key count");
     in.count(n_values, 8 + 4 + 1, "key count");
@@ -271,8 +279,8 @@ GgufFile::GgufFile(const std::string& path) : file_(path) {
     for (auto& t : tensors_) {
         const uint64_t expected = pad(end);
         if (t.offset != expected)
-            fail(t.name, "tensor '" + t.name + "' starts at offset " + std::to_string(t.offset) + ", expected " +
-                             std::to_string(expected) + " (tensors must follow each other)");
+            fail(t.name, "tensor '" + t.name + "' starts at offset " + std::to_string(t.offset) +
+                             ", expected " + std::to_string(expected) + " (tensors must follow each other)");
         end = expected + t.nbytes;
         if (data_offset_ + end > file_.bytes().size())
             fail(t.name, "tensor '" + t.name + "' ends at byte " + std::to_string(data_offset_ + end) +
@@ -309,12 +317,14 @@ const GgufValue& GgufFile::require(std::string_view key, GgufType type) const {
 const GgufValue& GgufFile::require_array(std::string_view key, GgufType elem) const {
     const GgufValue& v = require(key, GgufType::array);
     if (v.elem != elem)
-        fail(key, "key '" + std::string(key) + "' is an array of " + gguf_type_name(v.elem) + ", expected of " +
-                      gguf_type_name(elem));
+        fail(key, "key '" + std::string(key) + "' is an array of " + gguf_type_name(v.elem) +
+                      ", expected of " + gguf_type_name(elem));
     return v;
 }
 
-uint32_t GgufFile::u32(std::string_view key) const { return load<uint32_t>(require(key, GgufType::u32).data); }
+uint32_t GgufFile::u32(std::string_view key) const {
+    return load<uint32_t>(require(key, GgufType::u32).data);
+}
 
 float GgufFile::f32(std::string_view key) const {
     const auto v = load<float>(require(key, GgufType::f32).data);
@@ -322,7 +332,9 @@ float GgufFile::f32(std::string_view key) const {
     return v;
 }
 
-bool GgufFile::boolean(std::string_view key) const { return *require(key, GgufType::boolean).data != 0; }
+bool GgufFile::boolean(std::string_view key) const {
+    return *require(key, GgufType::boolean).data != 0;
+}
 
 namespace {
 std::string_view string_at(const uint8_t* p) {

@@ -19,7 +19,7 @@ const char* gguf_type_name(GgufType type);
 
 // A read-only mapping of a whole file; unmapped on destruction.
 class MappedFile {
-   public:
+ public:
     explicit MappedFile(const std::string& path);
     ~MappedFile();
     MappedFile(const MappedFile&) = delete;
@@ -27,7 +27,7 @@ class MappedFile {
     std::span<const uint8_t> bytes() const { return {data_, size_}; }
     const std::string& path() const { return path_; }
 
-   private:
+ private:
     std::string path_;
     const uint8_t* data_ = nullptr;
     size_t size_ = 0;
@@ -36,22 +36,22 @@ class MappedFile {
 // One metadata entry. `data` points at the value (an array's first element) inside the mapping.
 struct GgufValue {
     GgufType type;
-    GgufType elem;  // of an array
-    uint64_t count; // of an array, else 1
+    GgufType elem;   // of an array
+    uint64_t count;  // of an array, else 1
     const uint8_t* data;
 };
 
 struct GgufTensor {
     std::string name;
-    int type;          // ggml_type, checked
+    int type;  // ggml_type, checked
     int n_dims;
-    int64_t ne[4];     // ne[0] is contiguous; unused ones are 1
-    uint64_t offset;   // from the start of the file
+    int64_t ne[4];    // ne[0] is contiguous; unused ones are 1
+    uint64_t offset;  // from the start of the file
     uint64_t nbytes;
 };
 
 class GgufFile {
-   public:
+ public:
     explicit GgufFile(const std::string& path);
 
     const std::string& path() const { return file_.path(); }
@@ -78,10 +78,9 @@ class GgufFile {
     uint32_t u32(std::string_view key, uint32_t fallback) const { return has(key) ? u32(key) : fallback; }
     float f32(std::string_view key, float fallback) const { return has(key) ? f32(key) : fallback; }
 
-
     [[noreturn]] void fail(std::string_view field, const std::string& what) const;
 
-   private:
+ private:
     const GgufValue& require(std::string_view key, GgufType type) const;
     const GgufValue& require_array(std::string_view key, GgufType elem) const;
 

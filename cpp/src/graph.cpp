@@ -10,14 +10,16 @@ namespace {
 
 // Custom ops: every thread calls with its number; ggml puts a barrier after each node.
 
-int64_t row_floats(const ggml_tensor* t) { return static_cast<int64_t>(t->nb[1] / sizeof(float)); }
+int64_t row_floats(const ggml_tensor* t) {
+    return static_cast<int64_t>(t->nb[1] / sizeof(float));
+}
 
 // src: router logits [n_expert, n_tokens] -> dst [2k, n_tokens]
 void route_op(ggml_tensor* dst, int ith, int nth, void*) {
     const ggml_tensor* logits = dst->src[0];
     for (int64_t t = ith; t < dst->ne[1]; t += nth)
-        route_token(static_cast<const float*>(logits->data) + t * row_floats(logits), logits->ne[0], dst->ne[0] / 2,
-                    static_cast<float*>(dst->data) + t * row_floats(dst));
+        route_token(static_cast<const float*>(logits->data) + t * row_floats(logits), logits->ne[0],
+                    dst->ne[0] / 2, static_cast<float*>(dst->data) + t * row_floats(dst));
 }
 
 Routes routes_of(const ggml_tensor* t) {
@@ -52,8 +54,8 @@ void gain_op(ggml_tensor* dst, int ith, int nth, void* userdata) {
     }
 }
 
-ggml_tensor* in_place(ggml_context* ctx, ggml_tensor* y, std::initializer_list<ggml_tensor*> args, ggml_custom_op_t fun,
-                      const void* userdata) {
+ggml_tensor* in_place(ggml_context* ctx, ggml_tensor* y, std::initializer_list<ggml_tensor*> args,
+                      ggml_custom_op_t fun, const void* userdata) {
     ggml_tensor* list[2];
     int n = 0;
     for (ggml_tensor* a : args) list[n++] = a;
@@ -91,9 +93,9 @@ ggml_tensor* Graph::attention(const GraphContext& g, int64_t il, ggml_tensor* x)
 
     auto rope = [&](ggml_tensor* t) {
         const RopeParams& r = h.rope;
-        return ggml_rope_ext(ctx, t, positions, g.weights->rope_freqs, static_cast<int>(hd), GGML_ROPE_TYPE_NORMAL,
-                             r.n_ctx_orig, r.freq_base, r.freq_scale, r.ext_factor, r.attn_factor, r.beta_fast,
-                             r.beta_slow);
+        return ggml_rope_ext(ctx, t, positions, g.weights->rope_freqs, static_cast<int>(hd),
+                             GGML_ROPE_TYPE_NORMAL, r.n_ctx_orig, r.freq_base, r.freq_scale, r.ext_factor,
+                             r.attn_factor, r.beta_fast, r.beta_slow);
     };
     ggml_tensor* q = ggml_reshape_3d(ctx, linear(w.wq, w.bq, x), hd, h.n_head, n_tokens);
     ggml_tensor* k = ggml_reshape_3d(ctx, linear(w.wk, w.bk, x), hd, h.n_head_kv, n_tokens);
@@ -111,10 +113,12 @@ ggml_tensor* Graph::attention(const GraphContext& g, int64_t il, ggml_tensor* x)
     ggml_build_forward_expand(graph, ggml_set_rows(ctx, v_cache, v, kv_rows));
 
     auto heads = [&](ggml_tensor* cache) {  // [head_dim, n_kv, n_head_kv]
-        return ggml_view_3d(ctx, cache, hd, shape.n_kv, h.n_head_kv, cache->nb[1], ggml_row_size(cache->type, hd), 0);
+        return ggml_view_3d(ctx, cache, hd, shape.n_kv, h.n_head_kv, cache->nb[1],
+                            ggml_row_size(cache->type, hd), 0);
     };
-    ggml_tensor* out = ggml_flash_attn_ext(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), heads(k_cache), heads(v_cache), mask,
-                                           1.0f / std::sqrt(static_cast<float>(hd)), 0.0f, 0.0f);
+    ggml_tensor* out =
+        ggml_flash_attn_ext(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), heads(k_cache), heads(v_cache), mask,
+                            1.0f / std::sqrt(static_cast<float>(hd)), 0.0f, 0.0f);
     ggml_prec_set_acc(out, GGML_PREC_F32);
     out = ggml_reshape_2d(ctx, out, hd * h.n_head, n_tokens);
     return name(linear(w.wo, w.bo, out), "attn_out", il);
@@ -130,8 +134,8 @@ ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor*
     ggml_tensor* route = nullptr;
     if (experts) {
         ggml_tensor* logits = ggml_mul_mat(ctx, experts->router, x);
-        route = ggml_custom_4d(ctx, GGML_TYPE_F32, 2 * g.n_expert_used, shape.n_tokens, 1, 1, &logits, 1, route_op,
-                               GGML_N_TASKS_MAX, nullptr);
+        route = ggml_custom_4d(ctx, GGML_TYPE_F32, 2 * g.n_expert_used, shape.n_tokens, 1, 1, &logits, 1,
+                               route_op, GGML_N_TASKS_MAX, nullptr);
         ggml_set_output(name(route, "routes", il));
         routes.push_back(route);
     }
@@ -151,9 +155,10 @@ ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor*
 Graph::Graph(const GraphContext& g, const GraphShape& s, ggml_gallocr* allocator) : shape(s) {
     const HParams& h = *g.hparams;
     const size_t max_nodes = 64 + 40 * static_cast<size_t>(h.n_layer);
-    ctx_.reset(ggml_init({.mem_size = max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false),
-                          .mem_buffer = nullptr,
-                          .no_alloc = true}));
+    ctx_.reset(ggml_init(
+        {.mem_size = max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false),
+         .mem_buffer = nullptr,
+         .no_alloc = true}));
     ggml_context* ctx = ctx_.get();
     graph = ggml_new_graph_custom(ctx, max_nodes, false);
 

@@ -42,21 +42,21 @@ struct GraphContext {
 
 // One built and allocated graph. Inputs must be written before every run: their memory is reused within it.
 class Graph {
-   public:
+ public:
     Graph(const GraphContext& g, const GraphShape& shape, ggml_gallocr* allocator);
 
     GraphShape shape;
-    ggml_tensor* tokens = nullptr;       // i32 [n_tokens]
-    ggml_tensor* positions = nullptr;    // i32 [n_tokens]
-    ggml_tensor* kv_rows = nullptr;      // i64 [n_tokens]
-    ggml_tensor* mask = nullptr;         // f16 [n_kv, n_tokens]
-    ggml_tensor* attn_scale = nullptr;   // f32 [1, 1, n_tokens], null without attention temperature
-    ggml_tensor* last = nullptr;         // i32 [1], null when all logits are wanted
-    ggml_tensor* logits = nullptr;       // f32 [n_vocab, n_tokens or 1]
-    std::vector<ggml_tensor*> routes;    // f32 [2k, n_tokens], one per layer with experts
+    ggml_tensor* tokens = nullptr;      // i32 [n_tokens]
+    ggml_tensor* positions = nullptr;   // i32 [n_tokens]
+    ggml_tensor* kv_rows = nullptr;     // i64 [n_tokens]
+    ggml_tensor* mask = nullptr;        // f16 [n_kv, n_tokens]
+    ggml_tensor* attn_scale = nullptr;  // f32 [1, 1, n_tokens], null without attention temperature
+    ggml_tensor* last = nullptr;        // i32 [1], null when all logits are wanted
+    ggml_tensor* logits = nullptr;      // f32 [n_vocab, n_tokens or 1]
+    std::vector<ggml_tensor*> routes;   // f32 [2k, n_tokens], one per layer with experts
     ggml_cgraph* graph = nullptr;
 
-   private:
+ private:
     ggml_tensor* attention(const GraphContext& g, int64_t il, ggml_tensor* x);
     ggml_tensor* feed_forward(const GraphContext& g, int64_t il, ggml_tensor* x);
     ggml_tensor* rms_norm(const GraphContext& g, ggml_tensor* x, ggml_tensor* weight);

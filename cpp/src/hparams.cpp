@@ -12,21 +12,23 @@ constexpr uint32_t kFormatVersion = 1;
 // A count that must lie in [low, high].
 int64_t ranged(const GgufFile& f, const std::string& key, uint32_t value, uint32_t low, uint32_t high) {
     if (value < low || value > high)
-        f.fail(key, "key '" + key + "' is " + std::to_string(value) + ", expected " + std::to_string(low) + " to " +
-                        std::to_string(high));
+        f.fail(key, "key '" + key + "' is " + std::to_string(value) + ", expected " + std::to_string(low) +
+                        " to " + std::to_string(high));
     return value;
 }
 
-float yarn_mscale(float factor, float m) { return factor <= 1.0f ? 1.0f : 0.1f * m * std::log(factor) + 1.0f; }
+float yarn_mscale(float factor, float m) {
+    return factor <= 1.0f ? 1.0f : 0.1f * m * std::log(factor) + 1.0f;
+}
 
 // Magnitude and scaling as libllama computes them (llama-context.cpp), so that both run the same model.
 RopeParams read_rope(const GgufFile& f, const std::string& a, int64_t n_ctx_train) {
     RopeParams r;
     r.freq_base = f.f32(a + ".rope.freq_base", 10000.0f);
     if (r.freq_base <= 0.0f) f.fail(a + ".rope.freq_base", "rope.freq_base must be positive");
-    r.n_ctx_orig = static_cast<int>(
-        ranged(f, a + ".rope.scaling.original_context_length",
-               f.u32(a + ".rope.scaling.original_context_length", static_cast<uint32_t>(n_ctx_train)), 1, 1u << 30));
+    r.n_ctx_orig = static_cast<int>(ranged(
+        f, a + ".rope.scaling.original_context_length",
+        f.u32(a + ".rope.scaling.original_context_length", static_cast<uint32_t>(n_ctx_train)), 1, 1u << 30));
 
     const std::string type_key = a + ".rope.scaling.type";
     const std::string type = f.has(type_key) ? std::string(f.string(type_key)) : "linear";
@@ -77,11 +79,12 @@ HParams read_hparams(const GgufFile& f) {
     const std::string kv_key = a + ".attention.head_count_kv";
     h.n_head_kv = ranged(f, kv_key, f.u32(kv_key, static_cast<uint32_t>(h.n_head)), 1, 1u << 16);
     if (h.n_head % h.n_head_kv != 0)
-        f.fail(kv_key, "attention.head_count " + std::to_string(h.n_head) + " is not a multiple of head_count_kv " +
-                           std::to_string(h.n_head_kv));
+        f.fail(kv_key, "attention.head_count " + std::to_string(h.n_head) +
+                           " is not a multiple of head_count_kv " + std::to_string(h.n_head_kv));
     const std::string hd_key = a + ".attention.key_length";
     if (!f.has(hd_key) && h.n_embd % h.n_head != 0)
-        f.fail(hd_key, "key '" + hd_key + "' is missing and embedding_length is not a multiple of head_count");
+        f.fail(hd_key,
+               "key '" + hd_key + "' is missing and embedding_length is not a multiple of head_count");
     h.head_dim = ranged(f, hd_key, f.u32(hd_key, static_cast<uint32_t>(h.n_embd / h.n_head)), 2, 1024);
     const std::string vd_key = a + ".attention.value_length";
     const std::string rd_key = a + ".rope.dimension_count";
@@ -118,18 +121,20 @@ ExpertParams read_expert_params(const GgufFile& f, const HParams& base) {
     }
     const uint32_t version = f.u32("sardine.version");
     if (version != kFormatVersion)
-        f.fail("sardine.version", "sardine.version is " + std::to_string(version) + ", this runtime reads version " +
-                                      std::to_string(kFormatVersion) + ": update sardine_gguf or convert again");
-    e.expert_count =
-        static_cast<uint32_t>(ranged(f, "sardine.expert_count", f.u32("sardine.expert_count"), 1, kMaxExperts));
-    e.expert_used_count = static_cast<uint32_t>(ranged(
-        f, "sardine.expert_used_count", f.u32("sardine.expert_used_count"), 1, e.expert_count));
-    e.block_columns = static_cast<uint32_t>(
-        ranged(f, "sardine.block_columns", f.u32("sardine.block_columns"), 1, 65536));
+        f.fail("sardine.version", "sardine.version is " + std::to_string(version) +
+                                      ", this runtime reads version " + std::to_string(kFormatVersion) +
+                                      ": update sardine_gguf or convert again");
+    e.expert_count = static_cast<uint32_t>(
+        ranged(f, "sardine.expert_count", f.u32("sardine.expert_count"), 1, kMaxExperts));
+    e.expert_used_count = static_cast<uint32_t>(
+        ranged(f, "sardine.expert_used_count", f.u32("sardine.expert_used_count"), 1, e.expert_count));
+    e.block_columns =
+        static_cast<uint32_t>(ranged(f, "sardine.block_columns", f.u32("sardine.block_columns"), 1, 65536));
 
     const std::string mode(f.string("sardine.delta_mode"));
     if (mode != "sparse" && mode != "gain")
-        f.fail("sardine.delta_mode", "sardine.delta_mode is '" + mode.substr(0, 40) + "', expected sparse or gain");
+        f.fail("sardine.delta_mode",
+               "sardine.delta_mode is '" + mode.substr(0, 40) + "', expected sparse or gain");
     e.default_mode = parse_delta_mode(mode);
 
     std::set<std::string_view> seen;
@@ -146,8 +151,9 @@ ExpertParams read_expert_params(const GgufFile& f, const HParams& base) {
     if (e.layers.empty()) f.fail("sardine.layers", "sardine.layers is empty");
     for (size_t i = 0; i < e.layers.size(); ++i)
         if (e.layers[i] >= base.n_layer || (i > 0 && e.layers[i] <= e.layers[i - 1]))
-            f.fail("sardine.layers", "sardine.layers must rise and stay below " + std::to_string(base.n_layer) +
-                                         ", found " + std::to_string(e.layers[i]));
+            f.fail("sardine.layers", "sardine.layers must rise and stay below " +
+                                         std::to_string(base.n_layer) + ", found " +
+                                         std::to_string(e.layers[i]));
     return e;
 }
 

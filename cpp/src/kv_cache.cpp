@@ -27,13 +27,15 @@ KvCache::KvCache(const HParams& h, int64_t n_ctx, ggml_type type) : type_(type) 
                       static_cast<long long>(n_ctx), needed, available);
         throw InsufficientMemory(text);
     }
-    ctx_.reset(ggml_init({.mem_size = 2 * h.n_layer * ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true}));
+    ctx_.reset(ggml_init(
+        {.mem_size = 2 * h.n_layer * ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true}));
     for (int64_t i = 0; i < h.n_layer; ++i) {
         k_.push_back(ggml_new_tensor_2d(ctx_.get(), type, h.n_embd_kv(), padded_positions(n_ctx)));
         v_.push_back(ggml_new_tensor_2d(ctx_.get(), type, h.n_embd_kv(), padded_positions(n_ctx)));
     }
     buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx_.get(), ggml_backend_cpu_buffer_type()));
-    if (!buffer_) throw InsufficientMemory("no memory for the keys and values of " + std::to_string(n_ctx) + " tokens");
+    if (!buffer_)
+        throw InsufficientMemory("no memory for the keys and values of " + std::to_string(n_ctx) + " tokens");
     // Masked positions are multiplied by zero weights, so they must hold numbers.
     ggml_backend_buffer_clear(buffer_.get(), 0);
 }

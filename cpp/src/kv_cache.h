@@ -10,7 +10,7 @@
 namespace sardine {
 
 class KvCache {
-   public:
+ public:
     // Throws InsufficientMemory before it allocates, with the bytes needed and available.
     KvCache(const HParams& h, int64_t n_ctx, ggml_type type);
 
@@ -21,7 +21,7 @@ class KvCache {
 
     static double bytes(const HParams& h, int64_t n_ctx, ggml_type type);
 
-   private:
+ private:
     ggml_type type_;
     std::vector<ggml_tensor*> k_, v_;
     ggml_context_ptr ctx_;
@@ -30,6 +30,8 @@ class KvCache {
 
 // Attention reads the cache in steps of this many positions, so that a decode graph lasts for as many tokens.
 constexpr int64_t kKvStep = 256;
-inline int64_t padded_positions(int64_t n) { return (n + kKvStep - 1) / kKvStep * kKvStep; }
+inline int64_t padded_positions(int64_t n) {
+    return (n + kKvStep - 1) / kKvStep * kKvStep;
+}
 
 }  // namespace sardine

@@ -25,7 +25,8 @@ void parallel_for(int64_t n, int n_threads, int64_t grain, const F& body) {
         for (int64_t i = 0; i < n_parts; ++i)
             threads.emplace_back([&, i] {
                 try {
-                    body(std::min(n, n_grains * i / n_parts * grain), std::min(n, n_grains * (i + 1) / n_parts * grain));
+                    body(std::min(n, n_grains * i / n_parts * grain),
+                         std::min(n, n_grains * (i + 1) / n_parts * grain));
                 } catch (...) {
                     errors[i] = std::current_exception();
                 }

@@ -18,11 +18,13 @@ std::string lower(std::string s) {
 ggml_type find_type(const std::string& name) {
     for (int t = 0; t < GGML_TYPE_COUNT; ++t) {
         const auto type = static_cast<ggml_type>(t);
-        if (ggml_blck_size(type) > 0 && ggml_type_size(type) > 0 && lower(name) == lower(ggml_type_name(type))) {
+        if (ggml_blck_size(type) > 0 && ggml_type_size(type) > 0 &&
+            lower(name) == lower(ggml_type_name(type))) {
             const auto* traits = ggml_get_type_traits(type);
             if (type != GGML_TYPE_F32 && !(traits->to_float && traits->from_float_ref)) break;
             // The 8-bit types of activations have no quantizer for weights.
-            if (type == GGML_TYPE_Q8_1 || type == GGML_TYPE_Q8_K || ggml_quantize_requires_imatrix(type)) break;
+            if (type == GGML_TYPE_Q8_1 || type == GGML_TYPE_Q8_K || ggml_quantize_requires_imatrix(type))
+                break;
             return type;
         }
     }
@@ -34,8 +36,8 @@ ggml_type find_type(const std::string& name) {
 size_t quantized_row_size(const std::string& name, int64_t n_cols) {
     const ggml_type type = find_type(name);
     if (n_cols <= 0 || n_cols % ggml_blck_size(type) != 0)
-        throw InvalidArgument("rows of " + std::to_string(n_cols) + " values are not whole " + name + " blocks of " +
-                              std::to_string(ggml_blck_size(type)));
+        throw InvalidArgument("rows of " + std::to_string(n_cols) + " values are not whole " + name +
+                              " blocks of " + std::to_string(ggml_blck_size(type)));
     return ggml_row_size(type, n_cols);
 }
 

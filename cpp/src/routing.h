@@ -14,7 +14,9 @@ struct Routes {
     int64_t stride = 0;  // floats between tokens
 
     float weight(int64_t token, int64_t j) const { return data[token * stride + j]; }
-    int32_t expert(int64_t token, int64_t j) const { return static_cast<int32_t>(data[token * stride + k + j]); }
+    int32_t expert(int64_t token, int64_t j) const {
+        return static_cast<int32_t>(data[token * stride + k + j]);
+    }
 };
 
 // logits [n_experts] -> out [2k]. Logits are clamped to [-50, 50]; among equals the lower index comes first.

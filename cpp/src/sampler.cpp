@@ -10,13 +10,14 @@ namespace {
 
 void check(const char* name, float value, float low, float high) {
     if (!(value >= low && value <= high))
-        throw InvalidArgument(std::string(name) + " is " + std::to_string(value) + ", expected " + std::to_string(low) +
-                              " to " + std::to_string(high));
+        throw InvalidArgument(std::string(name) + " is " + std::to_string(value) + ", expected " +
+                              std::to_string(low) + " to " + std::to_string(high));
 }
 
 }  // namespace
 
-Sampler::Sampler(const SamplerOptions& o) : chain_(llama_sampler_chain_init(llama_sampler_chain_default_params())) {
+Sampler::Sampler(const SamplerOptions& o)
+    : chain_(llama_sampler_chain_init(llama_sampler_chain_default_params())) {
     check("temperature", o.temperature, 0.0f, 100.0f);
     check("top_p", o.top_p, 0.0f, 1.0f);
     check("min_p", o.min_p, 0.0f, 1.0f);
@@ -42,7 +43,8 @@ int32_t Sampler::sample(std::span<const float> logits) {
     }
     llama_token_data_array array{candidates_.data(), candidates_.size(), -1, false};
     llama_sampler_apply(chain_.get(), &array);
-    if (array.selected < 0 || array.selected >= static_cast<int64_t>(array.size)) throw Error("the sampler chose no token");
+    if (array.selected < 0 || array.selected >= static_cast<int64_t>(array.size))
+        throw Error("the sampler chose no token");
     return array.data[array.selected].id;
 }
 

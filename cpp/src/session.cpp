@@ -24,7 +24,9 @@ ggml_type parse_kv_type(const std::string& name) {
     throw InvalidArgument("kv_type '" + name + "' is unknown, expected f16 or f32");
 }
 
-int64_t now_ns() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+int64_t now_ns() {
+    return std::chrono::steady_clock::now().time_since_epoch().count();
+}
 
 // A graph with memory of its own: single tokens and batches keep one each, so neither evicts the other.
 struct GraphSlot {
@@ -75,20 +77,26 @@ struct Session::Engine {
     GraphSlot single, batch;
 };
 
-Session::Session(std::shared_ptr<const Model> model, const SessionOptions& o) : model_(std::move(model)), mode_(o.mode) {
+Session::Session(std::shared_ptr<const Model> model, const SessionOptions& o)
+    : model_(std::move(model)), mode_(o.mode) {
     const HParams& h = model_->hparams();
     if (o.n_ctx < 0 || o.n_ctx > std::numeric_limits<int32_t>::max())
-        throw InvalidArgument("n_ctx is " + std::to_string(o.n_ctx) + ", expected 1 to 2147483647, or 0 for the default");
-    if (o.n_batch < 1) throw InvalidArgument("n_batch is " + std::to_string(o.n_batch) + ", expected at least 1");
+        throw InvalidArgument("n_ctx is " + std::to_string(o.n_ctx) +
+                              ", expected 1 to 2147483647, or 0 for the default");
+    if (o.n_batch < 1)
+        throw InvalidArgument("n_batch is " + std::to_string(o.n_batch) + ", expected at least 1");
     if (o.n_threads < 0 || o.n_threads > 512)
-        throw InvalidArgument("n_threads is " + std::to_string(o.n_threads) + ", expected 1 to 512, or 0 for all");
+        throw InvalidArgument("n_threads is " + std::to_string(o.n_threads) +
+                              ", expected 1 to 512, or 0 for all");
     if (mode_ != DeltaMode::off && model_->experts().expert_count == 0)
-        throw InvalidArgument("delta_mode '" + std::string(delta_mode_name(mode_)) + "' needs a file with experts, and " +
-                              model_->path() + " is a plain base model: use 'off'");
+        throw InvalidArgument("delta_mode '" + std::string(delta_mode_name(mode_)) +
+                              "' needs a file with experts, and " + model_->path() +
+                              " is a plain base model: use 'off'");
     n_ctx_ = o.n_ctx ? o.n_ctx : std::min(h.n_ctx_train, kDefaultContext);
     n_batch_ = std::min(o.n_batch, n_ctx_);
     n_threads_ = o.n_threads ? o.n_threads : default_threads();
-    engine_ = std::make_unique<Engine>(*model_, n_ctx_, n_batch_, n_threads_, parse_kv_type(o.kv_type), mode_);
+    engine_ =
+        std::make_unique<Engine>(*model_, n_ctx_, n_batch_, n_threads_, parse_kv_type(o.kv_type), mode_);
     ggml_backend_cpu_set_abort_callback(
         engine_->backend.get(), [](void* self) { return static_cast<Session*>(self)->should_stop(); }, this);
     tokens_.reserve(std::min<int64_t>(n_ctx_, 1 << 16));
@@ -98,7 +106,8 @@ Session::~Session() = default;
 
 std::unique_lock<std::mutex> Session::lock() {
     std::unique_lock<std::mutex> l(mutex_, std::try_to_lock);
-    if (!l) throw BusyError("this context is evaluating in another thread: give each thread its own, or wait");
+    if (!l)
+        throw BusyError("this context is evaluating in another thread: give each thread its own, or wait");
     return l;
 }
 
@@ -132,8 +141,9 @@ void Session::eval(std::span<const int32_t> tokens, float* all_logits) {
     const auto n_past = static_cast<int64_t>(tokens_.size());
     if (n == 0) throw InvalidArgument("there are no tokens to evaluate");
     if (n > n_ctx_ - n_past)
-        throw ContextOverflow(std::to_string(n) + " tokens do not fit: the context of " + std::to_string(n_ctx_) +
-                              " tokens holds " + std::to_string(n_past) + " already. Nothing was evaluated");
+        throw ContextOverflow(std::to_string(n) + " tokens do not fit: the context of " +
+                              std::to_string(n_ctx_) + " tokens holds " + std::to_string(n_past) +
+                              " already. Nothing was evaluated");
     const int64_t n_vocab = model_->hparams().n_vocab;
     for (const int32_t t : tokens)
         if (t < 0 || t >= n_vocab)
@@ -153,7 +163,8 @@ void Session::eval(std::span<const int32_t> tokens, float* all_logits) {
     try {
         for (int64_t i = 0; i < n; i += n_batch_) {
             const int64_t m = std::min(n_batch_, n - i);
-            run(tokens.subspan(i, m), all_logits != nullptr, all_logits ? all_logits + i * n_vocab : nullptr, i);
+            run(tokens.subspan(i, m), all_logits != nullptr, all_logits ? all_logits + i * n_vocab : nullptr,
+                i);
             tokens_.insert(tokens_.end(), tokens.begin() + i, tokens.begin() + i + m);
         }
     } catch (...) {

@@ -9,7 +9,7 @@ namespace {
 
 // While it lives, libllama's messages go to `text`. The callback is global to the process, so it is put back.
 class CaptureLog {
-   public:
+ public:
     CaptureLog() : lock_(mutex()) {
         llama_log_get(&callback_, &user_data_);
         llama_log_set(
@@ -21,7 +21,7 @@ class CaptureLog {
     ~CaptureLog() { llama_log_set(callback_, user_data_); }
     std::string text;
 
-   private:
+ private:
     static std::mutex& mutex() {
         static std::mutex m;
         return m;
@@ -37,20 +37,22 @@ void check_array(const GgufFile& f, const std::string& key, GgufType elem, uint6
     if (v->type != GgufType::array || v->elem != elem)
         f.fail(key, "key '" + key + "' must be an array of " + gguf_type_name(elem));
     if (v->count != n)
-        f.fail(key, "key '" + key + "' has " + std::to_string(v->count) + " entries, expected " + std::to_string(n));
+        f.fail(key, "key '" + key + "' has " + std::to_string(v->count) + " entries, expected " +
+                        std::to_string(n));
 }
 
 void check_vocabulary(const GgufFile& f, const std::string& model, int64_t n_vocab) {
     const std::string list_key = "tokenizer.ggml.tokens";
     const auto tokens = f.string_array(list_key);
     if (static_cast<int64_t>(tokens.size()) != n_vocab)
-        f.fail(list_key, "there are " + std::to_string(tokens.size()) + " tokens for " + std::to_string(n_vocab) +
-                             " rows of token_embd.weight");
+        f.fail(list_key, "there are " + std::to_string(tokens.size()) + " tokens for " +
+                             std::to_string(n_vocab) + " rows of token_embd.weight");
     std::unordered_set<std::string> seen;
     seen.reserve(tokens.size());
     for (size_t i = 0; i < tokens.size(); ++i) {
         const std::string_view t = tokens[i];
-        if (t.find('\0') != t.npos || !seen.insert(t.empty() ? "[EMPTY_" + std::to_string(i) + "]" : std::string(t)).second)
+        if (t.find('\0') != t.npos ||
+            !seen.insert(t.empty() ? "[EMPTY_" + std::to_string(i) + "]" : std::string(t)).second)
             f.fail(list_key, "token " + std::to_string(i) + " stands twice or contains a NUL byte");
     }
     check_array(f, "tokenizer.ggml.token_type", GgufType::i32, tokens.size());
@@ -72,7 +74,8 @@ Tokenizer::Tokenizer(const GgufFile& f, int64_t n_vocab) : n_vocab_(n_vocab) {
     const std::string model = f.has(model_key) ? std::string(f.string(model_key)) : "none";
     if (model == "none" || model == "no_vocab") return;
     if (model != "gpt2" && model != "llama")
-        f.fail(model_key, "tokenizer model '" + model.substr(0, 40) + "' is not supported, expected gpt2, llama or none");
+        f.fail(model_key, "tokenizer model '" + model.substr(0, 40) +
+                              "' is not supported, expected gpt2, llama or none");
     check_vocabulary(f, model, n_vocab);
 
     ggml_backend_dev_t no_devices[] = {nullptr};
@@ -92,11 +95,13 @@ Tokenizer::Tokenizer(const GgufFile& f, int64_t n_vocab) : n_vocab_(n_vocab) {
     }
     vocab_ = llama_model_get_vocab(model_.get());
     if (llama_vocab_n_tokens(vocab_) != n_vocab)
-        f.fail("tokenizer.ggml.tokens", "libllama sees " + std::to_string(llama_vocab_n_tokens(vocab_)) + " tokens");
+        f.fail("tokenizer.ggml.tokens",
+               "libllama sees " + std::to_string(llama_vocab_n_tokens(vocab_)) + " tokens");
 }
 
 void Tokenizer::require() const {
-    if (!model_) throw InvalidArgument("this file has no tokenizer (tokenizer.ggml.model is 'none'): use token ids");
+    if (!model_)
+        throw InvalidArgument("this file has no tokenizer (tokenizer.ggml.model is 'none'): use token ids");
 }
 
 void Tokenizer::check_token(int32_t token) const {
@@ -111,10 +116,12 @@ std::vector<int32_t> Tokenizer::tokenize(std::string_view text, bool add_bos, bo
     std::vector<int32_t> out(text.size() + 8);
     const auto size = static_cast<int32_t>(text.size());
     // BOS is ours to add: libllama aborts when a model asks for one that it does not define.
-    int32_t n = llama_tokenize(vocab_, text.data(), size, out.data(), static_cast<int32_t>(out.size()), false, special);
+    int32_t n = llama_tokenize(vocab_, text.data(), size, out.data(), static_cast<int32_t>(out.size()), false,
+                               special);
     if (n < 0 && n != INT32_MIN) {
         out.resize(-n);
-        n = llama_tokenize(vocab_, text.data(), size, out.data(), static_cast<int32_t>(out.size()), false, special);
+        n = llama_tokenize(vocab_, text.data(), size, out.data(), static_cast<int32_t>(out.size()), false,
+                           special);
     }
     if (n < 0) throw InvalidArgument("the text could not be tokenized");
     out.resize(n);
@@ -135,9 +142,15 @@ std::string Tokenizer::piece(int32_t token, bool special) const {
     return out;
 }
 
-int32_t Tokenizer::bos() const { return model_ ? llama_vocab_bos(vocab_) : -1; }
-int32_t Tokenizer::eos() const { return model_ ? llama_vocab_eos(vocab_) : -1; }
-bool Tokenizer::add_bos() const { return model_ && llama_vocab_get_add_bos(vocab_); }
+int32_t Tokenizer::bos() const {
+    return model_ ? llama_vocab_bos(vocab_) : -1;
+}
+int32_t Tokenizer::eos() const {
+    return model_ ? llama_vocab_eos(vocab_) : -1;
+}
+bool Tokenizer::add_bos() const {
+    return model_ && llama_vocab_get_add_bos(vocab_);
+}
 
 bool Tokenizer::is_end(int32_t token) const {
     check_token(token);

@@ -15,7 +15,7 @@
 namespace sardine {
 
 class Tokenizer {
-   public:
+ public:
     // Checks what libllama would abort on, then loads the vocabulary. A file whose tokenizer.ggml.model is
     // "none" gives a tokenizer for which available() is false.
     Tokenizer(const GgufFile& file, int64_t n_vocab);
@@ -35,7 +35,7 @@ class Tokenizer {
     bool is_control(int32_t token) const;
     std::string text(int32_t token) const;
 
-   private:
+ private:
     void require() const;
     void check_token(int32_t token) const;
 

@@ -22,7 +22,7 @@ std::string shape_text(const GgufTensor& t) {
 }
 
 class Loader {
-   public:
+ public:
     Loader(const GgufFile& file, Weights& w) : file_(file) {
         w.ctx.reset(ggml_init({.mem_size = (file.tensors().size() + 1) * ggml_tensor_overhead(),
                                .mem_buffer = nullptr,
@@ -46,7 +46,8 @@ class Loader {
         for (const int64_t n : ne) same &= t->ne[d++] == n;
         for (; d < 4; ++d) same &= t->ne[d] == 1;
         if (!same)
-            file_.fail(name, "tensor '" + name + "' has shape " + shape_text(*t) + ", expected " + shape_text(ne));
+            file_.fail(name,
+                       "tensor '" + name + "' has shape " + shape_text(*t) + ", expected " + shape_text(ne));
         used_.insert(t->name);
         return *t;
     }
@@ -54,7 +55,8 @@ class Loader {
     const GgufTensor& require(const std::string& name, std::initializer_list<int64_t> ne, ggml_type type) {
         const GgufTensor& t = require(name, ne);
         if (t.type != type)
-            file_.fail(name, "tensor '" + name + "' has type " + type_name(t) + ", expected " + ggml_type_name(type));
+            file_.fail(name, "tensor '" + name + "' has type " + type_name(t) + ", expected " +
+                                 ggml_type_name(type));
         return t;
     }
 
@@ -64,12 +66,17 @@ class Loader {
         const auto* traits = ggml_get_type_traits_cpu(static_cast<ggml_type>(t.type));
         if (!traits->vec_dot || !ggml_get_type_traits(static_cast<ggml_type>(t.type))->to_float)
             if (t.type != GGML_TYPE_F32)
-                file_.fail(name, "tensor '" + name + "' has type " + type_name(t) + ", which is no weight type");
+                file_.fail(name,
+                           "tensor '" + name + "' has type " + type_name(t) + ", which is no weight type");
         return view(t);
     }
 
-    ggml_tensor* vector(const std::string& name, int64_t n) { return view(require(name, {n}, GGML_TYPE_F32)); }
-    ggml_tensor* optional_vector(const std::string& name, int64_t n) { return has(name) ? vector(name, n) : nullptr; }
+    ggml_tensor* vector(const std::string& name, int64_t n) {
+        return view(require(name, {n}, GGML_TYPE_F32));
+    }
+    ggml_tensor* optional_vector(const std::string& name, int64_t n) {
+        return has(name) ? vector(name, n) : nullptr;
+    }
 
     ggml_tensor* view(const GgufTensor& t) {
         ggml_tensor* out = ggml_new_tensor(ctx_, static_cast<ggml_type>(t.type), t.n_dims, t.ne);
@@ -82,29 +89,33 @@ class Loader {
         const auto* v = reinterpret_cast<const float*>(file_.data(t));
         for (uint64_t i = 0; i < t.nbytes / sizeof(float); ++i)
             if (!std::isfinite(v[i]))
-                file_.fail(t.name, "tensor '" + t.name + "' has a value that is not finite at " + std::to_string(i));
+                file_.fail(t.name,
+                           "tensor '" + t.name + "' has a value that is not finite at " + std::to_string(i));
         return v;
     }
 
     void refuse_unknown() const {
         for (const GgufTensor& t : file_.tensors())
             if (!used_.contains(t.name))
-                file_.fail(t.name, "tensor '" + t.name + "' is not part of this model: the file is of another kind, "
-                                                         "or sardine.layers does not list its layer");
+                file_.fail(t.name, "tensor '" + t.name +
+                                       "' is not part of this model: the file is of another kind, "
+                                       "or sardine.layers does not list its layer");
     }
 
-    static std::string type_name(const GgufTensor& t) { return ggml_type_name(static_cast<ggml_type>(t.type)); }
+    static std::string type_name(const GgufTensor& t) {
+        return ggml_type_name(static_cast<ggml_type>(t.type));
+    }
     const GgufFile& file() const { return file_; }
 
-   private:
+ private:
     const GgufFile& file_;
     ggml_context* ctx_;
     ggml_backend_buffer* buffer_;
     std::set<std::string, std::less<>> used_;
 };
 
-DeltaMatrix load_delta(Loader& in, const std::string& prefix, int64_t n_rows, int64_t n_cols, const ExpertParams& e,
-                       int n_threads) {
+DeltaMatrix load_delta(Loader& in, const std::string& prefix, int64_t n_rows, int64_t n_cols,
+                       const ExpertParams& e, int n_threads) {
     DeltaMatrix m{.n_rows = n_rows, .n_cols = n_cols};
     m.block_columns = e.block_columns;
     m.n_blocks = (n_cols + m.block_columns - 1) / m.block_columns;
@@ -120,28 +131,35 @@ DeltaMatrix load_delta(Loader& in, const std::string& prefix, int64_t n_rows, in
     if (!cols) f.fail(col, "tensor '" + col + "' is missing");
     m.n_positions = cols->ne[0];
     if (m.n_positions > INT32_MAX || m.n_positions > n_rows * n_cols)
-        f.fail(col, "tensor '" + col + "' has " + std::to_string(m.n_positions) + " positions, more than the matrix");
+        f.fail(col, "tensor '" + col + "' has " + std::to_string(m.n_positions) +
+                        " positions, more than the matrix");
     in.require(col, {m.n_positions}, GGML_TYPE_I16);
 
     const GgufTensor* vals = f.find_tensor(val);
     if (!vals) f.fail(val, "tensor '" + val + "' is missing");
     int64_t n_stored = m.n_positions;
     switch (vals->type) {
-        case GGML_TYPE_F32: m.type = ValueType::f32; break;
-        case GGML_TYPE_F16: m.type = ValueType::f16; break;
+        case GGML_TYPE_F32:
+            m.type = ValueType::f32;
+            break;
+        case GGML_TYPE_F16:
+            m.type = ValueType::f16;
+            break;
         case GGML_TYPE_Q8_0:
             m.type = ValueType::q8_0;
             n_stored = (n_stored + 31) / 32 * 32;
             break;
         default:
-            f.fail(val, "tensor '" + val + "' has type " + Loader::type_name(*vals) + ", expected f32, f16 or q8_0");
+            f.fail(val, "tensor '" + val + "' has type " + Loader::type_name(*vals) +
+                            ", expected f32, f16 or q8_0");
     }
     in.require(val, {n_stored, m.n_experts});
     m.val = f.data(*vals);
     m.val_stride = ggml_row_size(static_cast<ggml_type>(vals->type), n_stored);
     m.row_ptr = reinterpret_cast<const int32_t*>(f.data(rows));
     m.col = reinterpret_cast<const uint16_t*>(f.data(*cols));
-    m.scale = reinterpret_cast<const float*>(f.data(in.require(prefix + ".scale", {m.n_experts}, GGML_TYPE_F32)));
+    m.scale =
+        reinterpret_cast<const float*>(f.data(in.require(prefix + ".scale", {m.n_experts}, GGML_TYPE_F32)));
     validate_delta(m, n_threads, [&](const char* part, const std::string& what) {
         f.fail(prefix + "." + part, "tensor '" + prefix + "." + part + "': " + what);
     });

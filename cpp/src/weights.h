@@ -20,19 +20,19 @@ struct LayerExperts {
 };
 
 struct LayerWeights {
-    ggml_tensor* attn_norm = nullptr;    // [n_embd]
-    ggml_tensor* wq = nullptr;           // [n_embd, head_dim * n_head]
-    ggml_tensor* wk = nullptr;           // [n_embd, head_dim * n_head_kv]
-    ggml_tensor* wv = nullptr;           // [n_embd, head_dim * n_head_kv]
-    ggml_tensor* wo = nullptr;           // [head_dim * n_head, n_embd]
-    ggml_tensor* bq = nullptr;           // optional biases, as libllama reads them for arch llama
+    ggml_tensor* attn_norm = nullptr;  // [n_embd]
+    ggml_tensor* wq = nullptr;         // [n_embd, head_dim * n_head]
+    ggml_tensor* wk = nullptr;         // [n_embd, head_dim * n_head_kv]
+    ggml_tensor* wv = nullptr;         // [n_embd, head_dim * n_head_kv]
+    ggml_tensor* wo = nullptr;         // [head_dim * n_head, n_embd]
+    ggml_tensor* bq = nullptr;         // optional biases, as libllama reads them for arch llama
     ggml_tensor* bk = nullptr;
     ggml_tensor* bv = nullptr;
     ggml_tensor* bo = nullptr;
-    ggml_tensor* ffn_norm = nullptr;     // [n_embd]
-    ggml_tensor* ffn_gate = nullptr;     // [n_embd, n_ff]
-    ggml_tensor* ffn_up = nullptr;       // [n_embd, n_ff]
-    ggml_tensor* ffn_down = nullptr;     // [n_ff, n_embd]
+    ggml_tensor* ffn_norm = nullptr;        // [n_embd]
+    ggml_tensor* ffn_gate = nullptr;        // [n_embd, n_ff]
+    ggml_tensor* ffn_up = nullptr;          // [n_embd, n_ff]
+    ggml_tensor* ffn_down = nullptr;        // [n_ff, n_embd]
     std::unique_ptr<LayerExperts> experts;  // null in a layer of the base alone
 };
 

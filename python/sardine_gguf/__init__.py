@@ -12,6 +12,8 @@ from sardine_gguf.errors import (  # noqa: E402
     InsufficientMemory,
     SardineError,
 )
+from sardine_gguf.model import Sardine  # noqa: E402
+from sardine_gguf.sampling import SamplingOptions  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "ContextOverflow",
     "FormatError",
     "InsufficientMemory",
+    "SamplingOptions",
+    "Sardine",
     "SardineError",
     "__version__",
 ]

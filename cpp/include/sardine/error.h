@@ -8,62 +8,62 @@ namespace sardine {
 
 // Base of everything thrown on purpose.
 class Error : public std::runtime_error {
-   public:
+ public:
     using std::runtime_error::runtime_error;
 };
 
 // A file is not what it must be. `field` is the key, tensor or part that is wrong.
 class FormatError : public Error {
-   public:
+ public:
     FormatError(std::string file, std::string field, const std::string& what)
         : Error(file + ": " + what), file_(std::move(file)), field_(std::move(field)) {}
     const std::string& file() const { return file_; }
     const std::string& field() const { return field_; }
 
-   private:
+ private:
     std::string file_, field_;
 };
 
 // A file cannot be opened or read.
 class IoError : public Error {
-   public:
+ public:
     IoError(int code, std::string file, const std::string& what)
         : Error(what), code_(code), file_(std::move(file)) {}
     int code() const { return code_; }
     const std::string& file() const { return file_; }
 
-   private:
+ private:
     int code_;
     std::string file_;
 };
 
 // A caller's argument is out of range.
 class InvalidArgument : public Error {
-   public:
+ public:
     using Error::Error;
 };
 
 // More tokens than the context holds; nothing was evaluated.
 class ContextOverflow : public Error {
-   public:
+ public:
     using Error::Error;
 };
 
 // A request needs more memory than there is; nothing was allocated.
 class InsufficientMemory : public Error {
-   public:
+ public:
     using Error::Error;
 };
 
 // The session is evaluating in another thread.
 class BusyError : public Error {
-   public:
+ public:
     using Error::Error;
 };
 
 // The evaluation was interrupted; the session is as it was before the interrupted batch.
 class Cancelled : public Error {
-   public:
+ public:
     using Error::Error;
 };
 

@@ -16,7 +16,7 @@ struct ModelOptions {
 };
 
 class Model {
-   public:
+ public:
     // Throws FormatError, IoError or InsufficientMemory.
     explicit Model(const std::string& path, const ModelOptions& options = {});
 
@@ -27,7 +27,7 @@ class Model {
     const Weights& weights() const { return weights_; }
     const Tokenizer& tokenizer() const { return tokenizer_; }
 
-   private:
+ private:
     GgufFile file_;  // first: everything below views it
     HParams hparams_;
     ExpertParams experts_;

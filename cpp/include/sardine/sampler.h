@@ -19,13 +19,13 @@ struct SamplerOptions {
 };
 
 class Sampler {
-   public:
+ public:
     explicit Sampler(const SamplerOptions& options);  // throws InvalidArgument
 
     // logits [n_vocab] -> token id; the same seed and logits give the same tokens.
     int32_t sample(std::span<const float> logits);
 
-   private:
+ private:
     struct Free {
         void operator()(llama_sampler* s) const { llama_sampler_free(s); }
     };

@@ -15,9 +15,9 @@
 namespace sardine {
 
 struct SessionOptions {
-    int64_t n_ctx = 0;    // 0: the model's context length, at most kDefaultContext
+    int64_t n_ctx = 0;  // 0: the model's context length, at most kDefaultContext
     int64_t n_batch = 512;
-    int n_threads = 0;    // 0: all processors
+    int n_threads = 0;            // 0: all processors
     std::string kv_type = "f16";  // or "f32"
     DeltaMode mode = DeltaMode::off;
 };
@@ -25,7 +25,7 @@ struct SessionOptions {
 constexpr int64_t kDefaultContext = 8192;
 
 class Session {
-   public:
+ public:
     // Throws InvalidArgument or InsufficientMemory.
     Session(std::shared_ptr<const Model> model, const SessionOptions& options);
     ~Session();
@@ -37,8 +37,8 @@ class Session {
     DeltaMode mode() const { return mode_; }
     double memory_bytes() const;  // keys, values and compute buffers
 
-    // Appends tokens. all_logits, if not null, receives [n, n_vocab] floats. On any error the context is as before.
-    // Throws ContextOverflow, InvalidArgument, Cancelled, BusyError, InsufficientMemory.
+    // Appends tokens. all_logits, if not null, receives [n, n_vocab] floats. On any error the context is as
+    // before. Throws ContextOverflow, InvalidArgument, Cancelled, BusyError, InsufficientMemory.
     void eval(std::span<const int32_t> tokens, float* all_logits);
 
     // Forgets all but the first n tokens.
@@ -64,7 +64,7 @@ class Session {
     // Held by a call that reads or changes the context. Throws BusyError instead of waiting.
     std::unique_lock<std::mutex> lock();
 
-   private:
+ private:
     struct Engine;
 
     void run(std::span<const int32_t> tokens, bool want_all, float* all_logits, int64_t routed_before);

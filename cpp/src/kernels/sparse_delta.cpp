@@ -43,16 +43,20 @@ void for_row_groups(const int32_t* row_ptr, Range rows, const F& body) {
     int64_t r = rows.begin;
     while (r < rows.end) {
         int64_t end = r + 1;
-        while (end < rows.end && end - r < kGroupRows && row_ptr[end + 1] - row_ptr[r] <= kGroupPositions) ++end;
+        while (end < rows.end && end - r < kGroupRows && row_ptr[end + 1] - row_ptr[r] <= kGroupPositions)
+            ++end;
         const int64_t begin = row_ptr[r] / kQ8Block * kQ8Block;
         if (row_ptr[end] > row_ptr[r]) body(r, end - r, begin, row_ptr[end] - begin);
         r = end;
     }
 }
 
-const uint8_t* expert_values(const DeltaMatrix& m, int64_t e) { return m.val + e * m.val_stride; }
+const uint8_t* expert_values(const DeltaMatrix& m, int64_t e) {
+    return m.val + e * m.val_stride;
+}
 
-void add_one_token(const SparseDeltaArgs& a, const SparseOps& ops, Range rows, int64_t token, SparseScratch& scratch) {
+void add_one_token(const SparseDeltaArgs& a, const SparseOps& ops, Range rows, int64_t token,
+                   SparseScratch& scratch) {
     const DeltaMatrix& m = *a.delta;
     float* y = a.y + token * a.y_stride;
     float* values = scratch.values();
@@ -62,8 +66,8 @@ void add_one_token(const SparseDeltaArgs& a, const SparseOps& ops, Range rows, i
         for_row_groups(row_ptr, rows, [&](int64_t r, int64_t n_rows, int64_t begin, int64_t n) {
             for (int64_t j = 0; j < a.routes.k; ++j) {
                 const int32_t e = a.routes.expert(token, j);
-                ops.add_values(m.type, expert_values(m, e), begin, n, a.routes.weight(token, j) * m.scale[e], j > 0,
-                               values);
+                ops.add_values(m.type, expert_values(m, e), begin, n, a.routes.weight(token, j) * m.scale[e],
+                               j > 0, values);
             }
             ops.rows_dot(row_ptr + r, n_rows, m.col, values, begin, x, y + r);
         });
@@ -71,8 +75,8 @@ void add_one_token(const SparseDeltaArgs& a, const SparseOps& ops, Range rows, i
 }
 
 // Transposes the x of up to kTokenTile slots into [width][kTokenTile], the rest zero.
-void pack_tile(const SparseDeltaArgs& a, const int32_t* slots, int64_t n_slots, int64_t first_col, int64_t width,
-               float* tile) {
+void pack_tile(const SparseDeltaArgs& a, const int32_t* slots, int64_t n_slots, int64_t first_col,
+               int64_t width, float* tile) {
     constexpr int64_t kStep = 64;
     for (int64_t c0 = 0; c0 < width; c0 += kStep) {
         const int64_t c1 = std::min(width, c0 + kStep);
@@ -97,7 +101,8 @@ void group_by_expert(const SparseDeltaArgs& a, int32_t* slots, int64_t* bounds) 
     int64_t next[257];
     std::copy(bounds, bounds + n_experts, next);
     for (int64_t t = 0; t < a.n_tokens; ++t)
-        for (int64_t j = 0; j < k; ++j) slots[next[a.routes.expert(t, j)]++] = static_cast<int32_t>(t * k + j);
+        for (int64_t j = 0; j < k; ++j)
+            slots[next[a.routes.expert(t, j)]++] = static_cast<int32_t>(t * k + j);
 }
 
 void add_tile(const SparseDeltaArgs& a, const SparseOps& ops, Range rows, int64_t block, int64_t expert,
@@ -136,7 +141,8 @@ void SparseScratch::reserve(const DeltaMatrix& m, int64_t n_tokens, int64_t k) {
     }
 }
 
-void sparse_delta_add(const SparseDeltaArgs& a, const SparseOps& ops, int ith, int nth, SparseScratch& scratch) {
+void sparse_delta_add(const SparseDeltaArgs& a, const SparseOps& ops, int ith, int nth,
+                      SparseScratch& scratch) {
     const DeltaMatrix& m = *a.delta;
     if (m.empty()) return;
     const Range rows = thread_rows(m, ith, nth);
@@ -151,7 +157,8 @@ void sparse_delta_add(const SparseDeltaArgs& a, const SparseOps& ops, int ith, i
     for (int64_t b = 0; b < m.n_blocks; ++b)
         for (int64_t e = 0; e < m.n_experts; ++e)
             for (int64_t s = bounds[e]; s < bounds[e + 1]; s += kTokenTile)
-                add_tile(a, ops, rows, b, e, slots + s, std::min<int64_t>(kTokenTile, bounds[e + 1] - s), scratch);
+                add_tile(a, ops, rows, b, e, slots + s, std::min<int64_t>(kTokenTile, bounds[e + 1] - s),
+                         scratch);
 }
 
 }  // namespace sardine

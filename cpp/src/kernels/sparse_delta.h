@@ -24,7 +24,7 @@ struct SparseDeltaArgs {
 
 // Working memory of one thread, sized ahead so that the kernels never allocate.
 class SparseScratch {
-   public:
+ public:
     // Makes room for `m` and batches of up to n_tokens tokens with k experts each.
     void reserve(const DeltaMatrix& m, int64_t n_tokens, int64_t k);
 
@@ -33,7 +33,7 @@ class SparseScratch {
     float* sums() { return sums_.data(); }
     int32_t* slots() { return slots_.data(); }
 
-   private:
+ private:
     std::vector<float> values_;   // one row group's values
     std::vector<float> tile_;     // [block width][kTokenTile] activations
     std::vector<float> sums_;     // [rows of a group][kTokenTile]
@@ -41,7 +41,8 @@ class SparseScratch {
 };
 
 // Thread ith of nth does its share of the rows: shares are equal in positions and touch disjoint parts of y.
-void sparse_delta_add(const SparseDeltaArgs& args, const SparseOps& ops, int ith, int nth, SparseScratch& scratch);
+void sparse_delta_add(const SparseDeltaArgs& args, const SparseOps& ops, int ith, int nth,
+                      SparseScratch& scratch);
 
 // The obvious loop, in double; what the fast path is tested against.
 void sparse_delta_add_reference(const SparseDeltaArgs& args);

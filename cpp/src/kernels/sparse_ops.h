@@ -16,16 +16,16 @@ struct SparseOps {
 
     // out[i] (+)= weight * dequantize(val)[begin + i] for i in [0, n); `accumulate` chooses += over =.
     // For q8_0 begin is a multiple of 32, and out has room for n rounded up to 32.
-    void (*add_values)(ValueType type, const uint8_t* val, int64_t begin, int64_t n, float weight, bool accumulate,
-                       float* out);
+    void (*add_values)(ValueType type, const uint8_t* val, int64_t begin, int64_t n, float weight,
+                       bool accumulate, float* out);
 
     // y[r] += sum over p in [row_ptr[r], row_ptr[r + 1]) of v[p - begin] * x[col[p]], for r in [0, n_rows).
-    void (*rows_dot)(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const float* v, int64_t begin,
-                     const float* x, float* y);
+    void (*rows_dot)(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const float* v,
+                     int64_t begin, const float* x, float* y);
 
     // The same for a tile of tokens: acc[r][t] = sum of v[p - begin] * xt[col[p]][t].
-    void (*rows_tile)(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const float* v, int64_t begin,
-                      const float* xt, float* acc);
+    void (*rows_tile)(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const float* v,
+                      int64_t begin, const float* xt, float* acc);
 };
 
 // The best table this processor runs, or the one that SARDINE_CPU names (portable, avx2, avx512).

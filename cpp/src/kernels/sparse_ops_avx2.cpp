@@ -20,7 +20,8 @@ void add_values(ValueType type, const uint8_t* val, int64_t begin, int64_t n, fl
             const __m256 d = _mm256_mul_ps(w, _mm256_set1_ps(_cvtsh_ss(block->d)));
             for (int part = 0; part < 4; ++part) {
                 const __m128i q = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block->q + 8 * part));
-                store(out + 8 * part, _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q))), accumulate);
+                store(out + 8 * part, _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q))),
+                      accumulate);
             }
         }
         return;
@@ -53,7 +54,8 @@ void rows_dot(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const
         const int64_t end = row_ptr[r + 1];
         __m256 sum = _mm256_setzero_ps();
         for (; p + 8 <= end; p += 8) {
-            const __m256i c = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(col + p)));
+            const __m256i c =
+                _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(col + p)));
             sum = _mm256_fmadd_ps(_mm256_loadu_ps(v + (p - begin)), _mm256_i32gather_ps(x, c, 4), sum);
         }
         float rest = 0.0f;
@@ -76,7 +78,8 @@ void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, cons
             for (int k = 0; k < 2; ++k) {
                 const __m256 w = _mm256_set1_ps(v[p + k - begin]);
                 const float* xc = xt + static_cast<int64_t>(col[p + k]) * kTokenTile;
-                for (int h = 0; h < 4; ++h) s[k][h] = _mm256_fmadd_ps(w, _mm256_loadu_ps(xc + 8 * h), s[k][h]);
+                for (int h = 0; h < 4; ++h)
+                    s[k][h] = _mm256_fmadd_ps(w, _mm256_loadu_ps(xc + 8 * h), s[k][h]);
             }
         if (p < end) {
             const __m256 w = _mm256_set1_ps(v[p - begin]);

@@ -1,4 +1,5 @@
-// Built with AVX-512 flags: no standard library templates here, their copies could be linked into other files.
+// Built with AVX-512 flags: no standard library templates here, their copies could be linked into other
+// files.
 #include <immintrin.h>
 
 #include "kernels/q8_block.h"
@@ -7,7 +8,9 @@
 namespace sardine {
 namespace {
 
-__mmask16 tail_mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+__mmask16 tail_mask(int64_t n) {
+    return static_cast<__mmask16>((1u << n) - 1);
+}
 
 void store(float* out, __mmask16 mask, __m512 v, bool accumulate) {
     if (accumulate) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, out));
@@ -45,7 +48,8 @@ void rows_dot(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const
         const int64_t end = row_ptr[r + 1];
         __m512 sum = _mm512_setzero_ps();
         for (; p + 16 <= end; p += 16) {
-            const __m512i c = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(col + p)));
+            const __m512i c =
+                _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(col + p)));
             sum = _mm512_fmadd_ps(_mm512_loadu_ps(v + (p - begin)), _mm512_i32gather_ps(c, x, 4), sum);
         }
         if (p < end) {
@@ -81,7 +85,8 @@ void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, cons
             s[0][1] = _mm512_fmadd_ps(w, _mm512_loadu_ps(xc + 16), s[0][1]);
         }
         for (int h = 0; h < 2; ++h)
-            _mm512_storeu_ps(acc + 16 * h, _mm512_add_ps(_mm512_add_ps(s[0][h], s[1][h]), _mm512_add_ps(s[2][h], s[3][h])));
+            _mm512_storeu_ps(acc + 16 * h,
+                             _mm512_add_ps(_mm512_add_ps(s[0][h], s[1][h]), _mm512_add_ps(s[2][h], s[3][h])));
     }
 }
 

@@ -8,7 +8,9 @@
 namespace sardine {
 namespace {
 
-void put(float* out, int64_t i, float v, bool accumulate) { out[i] = accumulate ? out[i] + v : v; }
+void put(float* out, int64_t i, float v, bool accumulate) {
+    out[i] = accumulate ? out[i] + v : v;
+}
 
 void add_values(ValueType type, const uint8_t* val, int64_t begin, int64_t n, float weight, bool accumulate,
                 float* out) {

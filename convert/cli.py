@@ -1,0 +1,206 @@
+"""convert-sardine: arguments, progress and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from sardine_gguf.errors import FormatError
+
+from . import schema
+from .conversion import OptionError, Progress, convert
+
+EXIT_USAGE, EXIT_FORMAT, EXIT_IO, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 3, 4, 130, 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM, raised so that the temporary file is removed."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="convert-sardine",
+        allow_abbrev=False,
+        description="Write a base model and SRDE experts to one GGUF file.",
+        epilog="exit codes: 0 done, 2 wrong use, 3 an input is not what it must be, "
+        "4 reading or writing failed, 130 interrupted",
+    )
+    parser.add_argument(
+        "--base",
+        required=True,
+        metavar="DIR_OR_GGUF",
+        help="Hugging Face folder, or a GGUF file whose tensors are copied",
+    )
+    parser.add_argument(
+        "--srde",
+        required=True,
+        metavar="FILE_OR_DIR",
+        help="checkpoint, or a folder with srde_weights.pt or weights.pt",
+    )
+    parser.add_argument("-o", "--outfile", required=True, metavar="OUT.gguf")
+    parser.add_argument(
+        "--outtype",
+        type=str.lower,
+        choices=schema.OUT_TYPES,
+        metavar="TYPE",
+        help=f"type of the base: {', '.join(schema.OUT_TYPES)} (default q4_k_m; "
+        "only with a folder)",
+    )
+    parser.add_argument(
+        "--delta-type",
+        type=str.lower,
+        choices=schema.DELTA_TYPES,
+        metavar="TYPE",
+        help=f"type of the experts' values: {', '.join(schema.DELTA_TYPES)} "
+        "(default q8_0; f32 with --outtype f32)",
+    )
+    parser.add_argument(
+        "--delta-mode",
+        choices=schema.DELTA_MODES,
+        default="sparse",
+        help="mode that a runtime starts in (default sparse)",
+    )
+    parser.add_argument(
+        "--expert-names",
+        type=lambda text: text.split(","),
+        metavar="A,B,...",
+        help="one name for each expert",
+    )
+    parser.add_argument(
+        "--block-columns",
+        type=int,
+        default=schema.MAX_BLOCK_COLUMNS,
+        metavar="N",
+        help="width of a column block (default 65536)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing output")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show what would be written; reads headers and positions only",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="default: one for each CPU")
+    noise = parser.add_mutually_exclusive_group()
+    noise.add_argument("-q", "--quiet", action="store_true", help="warnings and errors only")
+    noise.add_argument(
+        "--verbose", action="store_true", help="list the tensors; show where an error came from"
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("sardine_gguf")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _progress() -> tuple[Progress, Callable[[], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import (
+        Progress as Bar,
+    )
+
+    bar = Bar(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = bar.add_task("writing", total=None)
+
+    def update(done: int, total: int, name: str) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total, description=name[:40])
+
+    return update, bar.stop
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _run(args: argparse.Namespace) -> None:
+    show = not args.quiet and not args.dry_run and sys.stderr.isatty()
+    progress, close = _progress() if show else (None, lambda: None)
+    try:
+        report = convert(
+            args.base,
+            args.srde,
+            args.outfile,
+            outtype=args.outtype,
+            delta_type=args.delta_type,
+            delta_mode=args.delta_mode,
+            expert_names=args.expert_names,
+            block_columns=args.block_columns,
+            force=args.force,
+            dry_run=args.dry_run,
+            n_threads=args.threads,
+            progress=progress,
+        )
+    finally:
+        close()
+    for warning in report.warnings:
+        print(f"warning: {_line(warning)}", file=sys.stderr)
+    if args.quiet:
+        return
+    for note in report.notes:
+        print(f"note: {_line(note)}", file=sys.stderr)
+    if args.dry_run or args.verbose:
+        print(report.plan())
+    print(report.summary())
+
+
+def _line(text: str) -> str:
+    """Text as one line without control characters, whatever a file put into it."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _run(args)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # the file is there; only nobody reads the summary
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (FormatError, OptionError, OSError, MemoryError) as error:
+        if args.verbose:
+            traceback.print_exc()
+        text = str(error) or type(error).__name__
+        print(f"convert-sardine: error: {_line(text)}", file=sys.stderr)
+        if isinstance(error, FormatError):
+            return EXIT_FORMAT
+        return EXIT_USAGE if isinstance(error, OptionError) else EXIT_IO
+    except KeyboardInterrupt:
+        print("convert-sardine: error: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except _Terminated:
+        print("convert-sardine: error: terminated", file=sys.stderr)
+        return EXIT_TERMINATED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

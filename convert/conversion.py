@@ -1,0 +1,258 @@
+"""convert(): a base model and a SRDE checkpoint into one GGUF file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sardine_gguf.errors import FormatError
+
+from . import native, schema
+from .atomic import AtomicFile, check_destination, sweep
+from .base import Base
+from .base_gguf import check_ffn, read_gguf
+from .base_hf import read_folder
+from .checkpoint import Checkpoint, check_shapes, find_file, read_checkpoint
+from .compare import choose_top_k, compare_base_ffn, compare_configs
+from .deltas import DeltaPart, delta_part
+from .gguf_file import Metadata, Part, TensorSpec, pack_header, padded, stream
+from .report import ConversionReport
+
+PathLike = str | os.PathLike[str]
+# Called with (bytes written, bytes in all, tensor name) while the file is written.
+Progress = Callable[[int, int, str], None]
+
+
+class OptionError(ValueError):
+    """An option that does not fit the others or the inputs."""
+
+
+def convert(
+    base: PathLike,
+    srde: PathLike,
+    outfile: PathLike,
+    *,
+    outtype: str | None = None,
+    delta_type: str | None = None,
+    delta_mode: str = "sparse",
+    expert_names: Sequence[str] | None = None,
+    block_columns: int = schema.MAX_BLOCK_COLUMNS,
+    force: bool = False,
+    dry_run: bool = False,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Writes the base and the experts to one GGUF file, which appears complete or not at all.
+
+    Args:
+        base: a Hugging Face folder, or a GGUF file, whose tensors are copied as they are.
+        srde: a checkpoint file (.pt), or a folder with srde_weights.pt or weights.pt.
+        outtype: f32, f16, bf16, q8_0 or q4_k_m (the default) for a folder; None for a GGUF base.
+        delta_type: f32, f16 or q8_0; the default is q8_0, and f32 if outtype is f32.
+        delta_mode: the mode that a runtime starts in, sparse or gain.
+        expert_names: one unique name for each expert.
+        block_columns: width of a column block, 1 to 65536.
+        force: replace an existing output.
+        dry_run: read headers and positions only, write nothing.
+        n_threads: for quantizing; the default is one for each CPU.
+
+    Raises:
+        FormatError: an input is not what it must be, or the output may not be written there.
+        ValueError: an option is wrong.
+        OSError: reading or writing failed. The output is then as it was before.
+    """
+    base_path, srde_path, out_path = Path(base), Path(srde), Path(outfile)
+    threads = _threads(n_threads)
+    out_type, deltas = _types(base_path, outtype, delta_type)
+    if delta_mode not in schema.DELTA_MODES:
+        raise OptionError(f"delta mode {delta_mode!r}: expected {' or '.join(schema.DELTA_MODES)}")
+    if type(block_columns) is not int or not 1 <= block_columns <= schema.MAX_BLOCK_COLUMNS:
+        raise OptionError(
+            f"block columns {block_columns!r}: expected 1 to {schema.MAX_BLOCK_COLUMNS}"
+        )
+    check_destination(
+        out_path, [p for p in (base_path, find_file(srde_path)[0]) if p.is_file()], force
+    )
+    model = read_folder(base_path, out_type, threads) if out_type else read_gguf(base_path)
+    checkpoint = read_checkpoint(srde_path, model.layers)
+    check_destination(out_path, [*model.inputs, *checkpoint.inputs], force)
+
+    warnings = [*model.warnings, *checkpoint.warnings]
+    for layer in checkpoint.layers:
+        check_shapes(layer, model.hidden, model.inner)
+    layers = [layer.index for layer in checkpoint.layers]
+    check_ffn(model, layers, base_path)
+    top_k = choose_top_k(checkpoint, warnings)
+    names = _names(expert_names, checkpoint.n_experts)
+    compare_configs(checkpoint, model, warnings)
+    compare_base_ffn(checkpoint, model, warnings)
+    parts = [
+        delta_part(layer, model.hidden, model.inner, block_columns, deltas, threads)
+        for layer in checkpoint.layers
+    ]
+    metadata = {**model.metadata, **_metadata(checkpoint, top_k, names, delta_mode, block_columns)}
+    # The experts come first: a checkpoint that cannot be used fails before the long part.
+    report = _report(out_path, model, parts, metadata, names, top_k, delta_mode, deltas, dry_run)
+    report.warnings, report.notes = warnings, list(model.notes)
+    if not dry_run:
+        write_file(out_path, metadata, [*parts, *model.parts], model.alignment, force, progress)
+    return report
+
+
+def write_base(
+    base: PathLike,
+    outfile: PathLike,
+    outtype: str = "f16",
+    *,
+    force: bool = False,
+    n_threads: int | None = None,
+) -> None:
+    """Converts a Hugging Face folder alone, to an ordinary GGUF file without experts.
+
+    Raises: as convert().
+    """
+    model = read_folder(Path(base), outtype, _threads(n_threads))
+    check_destination(Path(outfile), model.inputs, force)
+    write_file(Path(outfile), model.metadata, model.parts, model.alignment, force, None)
+
+
+def write_file(
+    path: Path,
+    metadata: Metadata,
+    parts: Sequence[Part],
+    alignment: int,
+    force: bool,
+    progress: Progress | None,
+) -> None:
+    """Writes a GGUF file atomically and reads its header back before it takes its place."""
+    specs = [s for part in parts for s in part.specs]
+    header = pack_header(metadata, specs, alignment)
+    total = len(header) + sum(padded(s.nbytes, alignment) for s in specs)
+    done = len(header)
+    sweep(path)
+    with AtomicFile(path) as file:
+        file.write(header)
+        for name, piece in stream(parts, alignment):
+            file.write(piece)
+            done += len(piece)
+            if progress is not None:
+                progress(done, total, name)
+
+        def verify(temp: Path) -> None:
+            _verify(temp, metadata, specs, alignment, len(header), total)
+
+        file.commit(verify, force)
+
+
+def _verify(
+    path: Path, metadata: Metadata, specs: list[TensorSpec], alignment: int, start: int, size: int
+) -> None:
+    found = native.GgufFile(str(path))
+    offset, expected = start, []
+    for s in specs:
+        expected.append((s.name, s.type, s.ne, offset))
+        offset += padded(s.nbytes, alignment)
+    tensors = [(t.name, t.type, tuple(t.shape), t.offset) for t in found.tensors]
+    if (
+        path.stat().st_size != size
+        or tensors != expected
+        or {k: v[0] for k, v in found.kv.items()} != {k: v[0] for k, v in metadata.items()}
+    ):
+        raise OSError(
+            f"{path}: the written file does not read back as it was written; is the disk sound?"
+        )
+
+
+def _threads(n_threads: int | None) -> int:
+    if n_threads is None:
+        return len(os.sched_getaffinity(0))
+    if type(n_threads) is not int or not 1 <= n_threads <= 1024:
+        raise OptionError(f"threads {n_threads!r}: expected 1 to 1024")
+    return n_threads
+
+
+def _types(base: Path, outtype: str | None, delta_type: str | None) -> tuple[str | None, str]:
+    base.stat()
+    is_folder = base.is_dir()
+    if outtype is not None and not is_folder:
+        raise OptionError(
+            f"outtype {outtype}: the base {base} is a GGUF file, whose tensors are "
+            "copied as they are; leave the option out, or give a model folder"
+        )
+    out = (outtype or "q4_k_m").lower() if is_folder else None
+    if out is not None and out not in schema.OUT_TYPES:
+        raise OptionError(f"outtype {outtype!r}: expected {', '.join(schema.OUT_TYPES)}")
+    deltas = (delta_type or ("f32" if out == "f32" else "q8_0")).lower()
+    if deltas not in schema.DELTA_TYPES:
+        raise OptionError(f"delta type {delta_type!r}: expected {', '.join(schema.DELTA_TYPES)}")
+    return out, deltas
+
+
+def _names(names: Sequence[str] | None, n_experts: int) -> list[str]:
+    if names is None:
+        known = schema.EXPERT_NAMES[:n_experts]
+        return [*known, *(f"expert_{e}" for e in range(len(known), n_experts))]
+    names = [name.strip() for name in names]
+    if len(names) != n_experts:
+        raise OptionError(f"{len(names)} expert names: the checkpoint has {n_experts} experts")
+    if len(set(names)) != len(names) or not all(names):
+        raise OptionError("expert names: expected unique names that are not empty")
+    return names
+
+
+def _metadata(
+    checkpoint: Checkpoint, top_k: int, names: list[str], delta_mode: str, block_columns: int
+) -> Metadata:
+    return {
+        schema.KEY_VERSION: ("u32", schema.VERSION),
+        schema.KEY_EXPERT_COUNT: ("u32", checkpoint.n_experts),
+        schema.KEY_EXPERT_USED_COUNT: ("u32", top_k),
+        schema.KEY_EXPERT_NAMES: ("arr[str]", names),
+        schema.KEY_DELTA_MODE: ("str", delta_mode),
+        schema.KEY_LAYERS: ("arr[u32]", [layer.index for layer in checkpoint.layers]),
+        schema.KEY_BLOCK_COLUMNS: ("u32", block_columns),
+    }
+
+
+def _report(
+    path: Path,
+    model: Base,
+    parts: list[DeltaPart],
+    metadata: Metadata,
+    names: list[str],
+    top_k: int,
+    mode: str,
+    deltas: str,
+    dry_run: bool,
+) -> ConversionReport:
+    base = [s for part in model.parts for s in part.specs]
+    own = [s for part in parts for s in part.specs]
+    header = len(pack_header(metadata, [*own, *base], model.alignment))
+    sizes = {"base": 0, "router": 0, "index": 0, "values": 0, "header": header}
+    for s in base:
+        sizes["base"] += padded(s.nbytes, model.alignment)
+    for s in own:
+        kind = s.name.rsplit(".", 1)[1]
+        group = {"weight": "router", "mean": "router", "row_ptr": "index", "col": "index"}
+        sizes[group.get(kind, "values")] += padded(s.nbytes, model.alignment)
+    return ConversionReport(
+        outfile=path,
+        size=sum(sizes.values()),
+        sizes=sizes,
+        n_layers=model.layers,
+        layers=[p.layer.index for p in parts],
+        expert_names=names,
+        top_k=top_k,
+        delta_mode=mode,
+        delta_type=deltas,
+        out_type=model.out_type,
+        positions={m: sum(p.counts[m] for p in parts) for m in schema.MATRICES},
+        parameters=dict.fromkeys(schema.MATRICES, model.hidden * model.inner * len(parts)),
+        tensors=[*own, *base],
+        type_names={t.id: t.name for t in schema.TYPES.values()},
+        dry_run=dry_run,
+    )
+
+
+__all__ = ["ConversionReport", "FormatError", "OptionError", "convert", "write_base"]

@@ -1,0 +1,166 @@
+"""config.json of a Ministral 3 folder, checked and reduced to what the conversion needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sardine_gguf.errors import FormatError
+
+from .files import read_json
+from .gguf_file import Metadata
+from .hf_rope import rope_metadata
+
+ARCH = "mistral3"
+
+_LIMITS = {
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "vocab_size": 1 << 26,
+    "max_position_embeddings": 2**31 - 1,
+}
+
+
+@dataclass(frozen=True)
+class HfConfig:
+    """The text model's shape.
+
+    wrapped: the tensors are those of Mistral3ForConditionalGeneration. tied: the config says
+    that the output matrix is the embedding. text: the raw text config.
+    """
+
+    path: Path
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    heads_kv: int
+    head_dim: int
+    vocab: int
+    context: int
+    rms_eps: float
+    wrapped: bool
+    tied: bool
+    text: dict[str, Any]
+
+    def metadata(self) -> Metadata:
+        """The architecture's GGUF keys."""
+        out: Metadata = {}
+        for key, value in {
+            "block_count": self.layers,
+            "context_length": self.context,
+            "embedding_length": self.hidden,
+            "feed_forward_length": self.inner,
+            "attention.head_count": self.heads,
+            "attention.head_count_kv": self.heads_kv,
+            "attention.key_length": self.head_dim,
+            "attention.value_length": self.head_dim,
+            "vocab_size": self.vocab,
+        }.items():
+            out[f"{ARCH}.{key}"] = ("u32", value)
+        out[f"{ARCH}.attention.layer_norm_rms_epsilon"] = ("f32", self.rms_eps)
+        out.update(rope_metadata(ARCH, self.text, self.head_dim, self.context, str(self.path)))
+        return out
+
+
+def read_config(folder: Path) -> HfConfig:
+    """Reads and checks config.json.
+
+    Raises:
+        FormatError: another kind of model, a missing or impossible value, or something that the
+            runtime would not compute (sliding windows, biases, quantized weights, ...).
+        OSError: config.json cannot be read.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    kind = config.get("model_type")
+    wrapped = kind == "mistral3"
+    text = config
+    if wrapped:
+        text = config.get("text_config")  # type: ignore[assignment]
+        if not isinstance(text, dict):
+            raise _bad(path, "text_config", "expected an object in a mistral3 model")
+        kind = text.get("model_type")
+    if kind != "ministral3":
+        raise _bad(
+            path,
+            "model_type",
+            f"expected ministral3, found {str(kind)[:60]!r}"
+            + (" in text_config" if wrapped else ""),
+        )
+    for holder in (config, text):
+        if holder.get("quantization_config") is not None:
+            raise _bad(
+                path,
+                "quantization_config",
+                "quantized weights (FP8 and others) are not supported yet; use the BF16 model",
+            )
+    _refuse_unsupported(path, text)
+    hidden = _count(path, text, "hidden_size")
+    heads = _count(path, text, "num_attention_heads")
+    heads_kv = _count(path, text, "num_key_value_heads", heads)
+    # Absent is not null: the model's own default is 128, null means hidden / heads.
+    head_dim = _count(path, text, "head_dim", hidden // heads) if "head_dim" in text else 128
+    if heads % heads_kv:
+        raise _bad(path, "num_key_value_heads", f"{heads_kv} does not divide {heads} heads")
+    if head_dim % 2:
+        raise _bad(path, "head_dim", f"expected an even number, found {head_dim}")
+    eps = text.get("rms_norm_eps", 1e-5)
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
+        raise _bad(path, "rms_norm_eps", f"expected a number from 0 to 1, found {eps!r:.40}")
+    return HfConfig(
+        path=path,
+        hidden=hidden,
+        inner=_count(path, text, "intermediate_size"),
+        layers=_count(path, text, "num_hidden_layers"),
+        heads=heads,
+        heads_kv=heads_kv,
+        head_dim=head_dim,
+        vocab=_count(path, text, "vocab_size"),
+        context=_count(path, text, "max_position_embeddings", 262144),
+        rms_eps=float(eps),
+        wrapped=wrapped,
+        tied=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
+        text=text,
+    )
+
+
+def _refuse_unsupported(path: Path, text: dict[str, Any]) -> None:
+    if text.get("sliding_window") is not None:
+        raise _bad(
+            path,
+            "sliding_window",
+            f"expected null, found {text['sliding_window']!r:.40}: "
+            "sliding windows are not supported",
+        )
+    layer_types = text.get("layer_types")
+    if layer_types is not None and (
+        not isinstance(layer_types, list) or any(t != "full_attention" for t in layer_types)
+    ):
+        raise _bad(path, "layer_types", "only full_attention is supported")
+    for key in ("attention_bias", "mlp_bias"):
+        if text.get(key):
+            raise _bad(path, key, "biases are not supported")
+    act = text.get("hidden_act", "silu")
+    if act != "silu":
+        raise _bad(path, "hidden_act", f"expected silu, found {act!r:.40}")
+
+
+def _count(path: Path, text: dict[str, Any], key: str, default: int | None = None) -> int:
+    value = text.get(key)
+    if value is None:
+        value = default
+    if type(value) is not int or not 1 <= value <= _LIMITS[key]:
+        raise _bad(
+            path, key, f"expected an integer from 1 to {_LIMITS[key]}, found {str(value)[:40]!r}"
+        )
+    return value
+
+
+def _bad(path: Path, field: str, message: str) -> FormatError:
+    return FormatError(f"{path}: {field}: {message}", file=str(path), field=field)

@@ -1,0 +1,83 @@
+"""The general.* keys of a model folder: authorship, sampling defaults, file type."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import gguf
+from gguf import GGUFValueType as ValueType
+from sardine_gguf.errors import FormatError
+
+from .files import regular_size
+from .gguf_file import Metadata
+from .hf_config import ARCH
+from .schema import FILE_TYPES
+
+_TYPE_NAMES = {
+    ValueType.UINT32: "u32",
+    ValueType.INT32: "i32",
+    ValueType.FLOAT32: "f32",
+    ValueType.STRING: "str",
+    ValueType.BOOL: "bool",
+}
+
+
+def general_metadata(folder: Path, out_type: str, n_parameters: int) -> Metadata:
+    """What llama.cpp's converter writes, from the model card, the configs and the folder's name.
+
+    Raises:
+        FormatError: one of those files is malformed.
+    """
+    for name in ("README.md", "config.json", "generation_config.json"):
+        if (folder / name).exists():
+            regular_size(folder / name)
+    out: Metadata = {"general.architecture": ("str", ARCH), "general.type": ("str", "model")}
+    logs = [logging.getLogger(n) for n in ("metadata", "gguf.gguf_writer")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
+    try:
+        out.update(_collect(folder, n_parameters))
+    except OSError:
+        raise
+    except Exception as error:  # the model card is free text that gguf trusts
+        raise FormatError(
+            f"{folder}: the model card or a config cannot be understood: "
+            f"{type(error).__name__}: {str(error)[:200]}",
+            file=str(folder),
+        ) from None
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+    out["general.file_type"] = ("u32", FILE_TYPES[out_type])
+    out["general.quantization_version"] = ("u32", gguf.GGML_QUANT_VERSION)
+    return out
+
+
+def _collect(folder: Path, n_parameters: int) -> Metadata:
+    metadata = gguf.Metadata.load(None, folder.resolve(), None, n_parameters)
+    if metadata.name is None:
+        metadata.name = folder.resolve().name or "model"
+    if metadata.size_label is None and n_parameters > 0:
+        metadata.size_label = gguf.size_label(n_parameters, n_parameters, 0, 0)
+    writer = gguf.GGUFWriter(None, ARCH)
+    metadata.set_gguf_meta_model(writer)
+    out: Metadata = {}
+    for key, entry in writer.kv_data[0].items():
+        out[key] = _typed(key, entry.type, entry.value)
+    out.pop("general.architecture", None)
+    return out
+
+
+def _typed(key: str, kind: ValueType, value: Any) -> tuple[str, Any]:
+    if kind == ValueType.ARRAY:
+        if not all(isinstance(v, str) for v in value):
+            raise ValueError(f"{key}: expected a list of texts")
+        return ("arr[str]", list(value))
+    checks = {"u32": int, "i32": int, "f32": (int, float), "str": str, "bool": bool}
+    name = _TYPE_NAMES[kind]
+    if not isinstance(value, checks[name]):  # type: ignore[arg-type]
+        raise ValueError(f"{key}: expected {name}, found {type(value).__name__}")
+    return (name, value)

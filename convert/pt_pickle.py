@@ -1,0 +1,258 @@
+"""A small machine for the pickles that torch.save writes. It calls nothing that a file names.
+
+Only the opcodes, and only the names, that a checkpoint of tensors in dicts and lists needs are
+known; everything else is refused. There is no retry with a more permissive reader.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sardine_gguf.errors import FormatError
+
+from .arrays import DTYPES
+from .pt_tensor import make_storage, rebuild
+from .pt_zip import PtZip
+
+MAX_PICKLE_BYTES = 16 << 20
+MAX_OPCODES = 2_000_000
+
+_STORAGES = {
+    f"{name}Storage": DTYPES[dtype]
+    for name, dtype in {
+        "Float": "f32",
+        "Double": "f64",
+        "Half": "f16",
+        "BFloat16": "bf16",
+        "Long": "i64",
+        "Int": "i32",
+        "Short": "i16",
+        "Char": "i8",
+        "Byte": "u8",
+        "Bool": "bool",
+    }.items()
+}
+_DTYPE_NAMES = (
+    "float32",
+    "float64",
+    "float16",
+    "bfloat16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+)
+
+
+@dataclass(frozen=True)
+class Name:
+    """A global that a pickle may mention. It is never imported."""
+
+    module: str
+    name: str
+
+
+_ALLOWED = {
+    ("collections", "OrderedDict"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch", "Size"),
+    *(("torch", s) for s in _STORAGES),
+    *(("torch", d) for d in _DTYPE_NAMES),
+}
+
+_MARK = object()
+
+
+def load(archive: PtZip) -> Any:
+    """Builds the object in data.pkl: dicts, lists, tuples, scalars, texts and PtTensor.
+
+    Raises:
+        FormatError: anything else is in it, or it is malformed.
+    """
+    data = archive.read("data.pkl", MAX_PICKLE_BYTES)
+    machine = _Machine(archive)
+    try:
+        for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
+            if count >= MAX_OPCODES:
+                raise archive.bad(f"data.pkl: more than {MAX_OPCODES} operations", "data.pkl")
+            if opcode.name == "STOP":
+                if position != len(data) - 1 or len(machine.stack) != 1:
+                    raise archive.bad("data.pkl: bytes or objects after its end", "data.pkl")
+                return machine.stack[0]
+            step = _STEPS.get(opcode.name)
+            if step is None:
+                raise archive.bad(
+                    f"data.pkl: the operation {opcode.name} is not one that "
+                    "torch.save writes for tensors",
+                    "data.pkl",
+                )
+            step(machine, argument)
+    except FormatError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
+        raise archive.bad(
+            f"data.pkl is malformed: {type(error).__name__}: {str(error)[:200]}", "data.pkl"
+        ) from None
+    raise archive.bad("data.pkl has no end", "data.pkl")
+
+
+class _Machine:
+    def __init__(self, archive: PtZip) -> None:
+        self.archive = archive
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def pop(self) -> Any:
+        value = self.stack.pop()
+        if value is _MARK:
+            raise ValueError("a mark where a value is expected")
+        return value
+
+    def pop_to_mark(self) -> list[Any]:
+        for i in range(len(self.stack) - 1, -1, -1):
+            if self.stack[i] is _MARK:
+                items = self.stack[i + 1 :]
+                del self.stack[i:]
+                return items
+        raise ValueError("no mark")
+
+    def pop_many(self, n: int) -> tuple[Any, ...]:
+        return tuple(reversed([self.pop() for _ in range(n)]))
+
+    def top(self, kind: type) -> Any:
+        if not self.stack or not isinstance(self.stack[-1], kind):
+            found = type(self.stack[-1]).__name__ if self.stack else "nothing"
+            raise ValueError(f"expected a {kind.__name__}, found {found}")
+        return self.stack[-1]
+
+    def name(self, module: Any, name: Any) -> None:
+        if (module, name) not in _ALLOWED:
+            raise self.archive.bad(
+                f"data.pkl refers to {str(module)[:80]}.{str(name)[:80]}, which a checkpoint of "
+                "tensors does not need and which is never loaded; save plain dicts of tensors",
+                "data.pkl",
+            )
+        self.stack.append(Name(module, name))
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.top(dict)
+        if len(items) % 2:
+            raise ValueError("a key without a value")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) not in (str, int):
+                raise ValueError(f"a {type(key).__name__} as a key, expected a text or integer")
+            if key in target:
+                raise ValueError(f"the key {str(key)[:80]!r} occurs twice")
+            target[key] = value
+
+    def call(self) -> None:
+        arguments, function = self.pop(), self.pop()
+        if not isinstance(function, Name) or not isinstance(arguments, tuple):
+            raise ValueError("a call of something that cannot be called")
+        if function.name == "OrderedDict" and arguments in ((), ([],)):
+            self.stack.append({})
+        elif function.name == "_rebuild_tensor_v2" and 6 <= len(arguments) <= 7:
+            self.stack.append(rebuild(self.archive, *arguments[:4]))
+        elif function.name == "_rebuild_parameter" and len(arguments) == 3:
+            self.stack.append(arguments[0])
+        elif function.name == "Size" and len(arguments) == 1:
+            self.stack.append(tuple(arguments[0]))
+        else:
+            raise ValueError(
+                f"a call of {function.module}.{function.name} with {len(arguments)} arguments"
+            )
+
+    def build(self) -> None:
+        # Attributes of an ordered dict (state_dict's _metadata): nothing here reads them.
+        self.pop()
+        self.top(dict)
+
+    def remember(self, index: int) -> None:
+        if not self.stack or self.stack[-1] is _MARK:
+            raise ValueError("nothing to remember")
+        self.memo[index] = self.stack[-1]
+
+
+_Step = Callable[[_Machine, Any], None]
+
+
+def _push(value: Any) -> _Step:
+    return lambda m, _: m.stack.append(value)
+
+
+def _literal(m: _Machine, value: Any) -> None:
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ValueError("an integer beyond 64 bits")
+    m.stack.append(value)
+
+
+def _dict(m: _Machine, _: Any) -> None:
+    items = m.pop_to_mark()
+    m.stack.append({})
+    m.set_items(items)
+
+
+def _set_item(m: _Machine, _: Any) -> None:
+    pair = m.pop_many(2)
+    m.set_items(list(pair))
+
+
+def _stack_global(m: _Machine, _: Any) -> None:
+    m.name(*m.pop_many(2))
+
+
+def _append(m: _Machine, items: list[Any]) -> None:
+    m.top(list).extend(items)
+
+
+_STEPS: dict[str, _Step] = {
+    "PROTO": lambda m, v: None,
+    "FRAME": lambda m, v: None,
+    "MARK": _push(_MARK),
+    "NONE": _push(None),
+    "NEWTRUE": _push(True),
+    "NEWFALSE": _push(False),
+    "EMPTY_TUPLE": _push(()),
+    "EMPTY_DICT": lambda m, _: m.stack.append({}),
+    "EMPTY_LIST": lambda m, _: m.stack.append([]),
+    **dict.fromkeys(
+        (
+            "BININT",
+            "BININT1",
+            "BININT2",
+            "LONG1",
+            "LONG4",
+            "BINFLOAT",
+            "BINUNICODE",
+            "SHORT_BINUNICODE",
+            "BINUNICODE8",
+        ),
+        _literal,
+    ),
+    "DICT": _dict,
+    "LIST": lambda m, _: m.stack.append(m.pop_to_mark()),
+    "TUPLE": lambda m, _: m.stack.append(tuple(m.pop_to_mark())),
+    "TUPLE1": lambda m, _: m.stack.append(m.pop_many(1)),
+    "TUPLE2": lambda m, _: m.stack.append(m.pop_many(2)),
+    "TUPLE3": lambda m, _: m.stack.append(m.pop_many(3)),
+    "SETITEM": _set_item,
+    "SETITEMS": lambda m, _: m.set_items(m.pop_to_mark()),
+    "APPEND": lambda m, _: _append(m, [m.pop()]),
+    "APPENDS": lambda m, _: _append(m, m.pop_to_mark()),
+    "GLOBAL": lambda m, v: m.name(*v.split(" ", 1)),
+    "STACK_GLOBAL": _stack_global,
+    "BINPERSID": lambda m, _: m.stack.append(make_storage(m.archive, m.pop(), _STORAGES)),
+    "REDUCE": lambda m, _: m.call(),
+    "BUILD": lambda m, _: m.build(),
+    "BINPUT": lambda m, v: m.remember(v),
+    "LONG_BINPUT": lambda m, v: m.remember(v),
+    "MEMOIZE": lambda m, _: m.remember(len(m.memo)),
+    "BINGET": lambda m, v: m.stack.append(m.memo[v]),
+    "LONG_BINGET": lambda m, v: m.stack.append(m.memo[v]),
+}

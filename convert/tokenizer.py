@@ -1,0 +1,309 @@
+"""tokenizer.json and its companions as GGUF metadata (byte-level BPE only)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import gguf
+from sardine_gguf.errors import FormatError
+
+from .files import MAX_JSON_BYTES, read_json, read_json_if_there, regular_size
+from .gguf_file import Metadata
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_PRE = {_TEKKEN: "tekken", _LLAMA3: "llama-bpe", _GPT2: "gpt-2"}
+
+_SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_SPECIAL_KEYS = {
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "unk": "unknown_token_id",
+    "sep": "seperator_token_id",
+    "pad": "padding_token_id",
+    "cls": "cls_token_id",
+    "mask": "mask_token_id",
+    "eot": "eot_token_id",
+    "eom": "eom_token_id",
+}
+_COMPANIONS = (
+    "config.json",
+    "tokenizer_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
+
+
+def tokenizer_metadata(folder: Path, vocab_size: int, warnings: list[str]) -> Metadata:
+    """The tokenizer.* keys of a model folder, as llama.cpp's converter writes them.
+
+    Without any tokenizer file the model becomes one that works on token ids alone, and a warning
+    says so.
+
+    Raises:
+        FormatError: the tokenizer is of another kind or malformed, or has ids outside vocab_size.
+        OSError: a file cannot be read.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        others = [
+            n for n in ("tekken.json", "tokenizer.model", "vocab.json") if (folder / n).exists()
+        ]
+        if others:
+            raise FormatError(
+                f"{folder / others[0]}: this tokenizer file alone is not supported "
+                "yet; save the tokenizer as tokenizer.json in the model's folder",
+                file=str(folder / others[0]),
+            )
+        warnings.append(f"{folder}: no tokenizer files; the output works on token ids alone")
+        return {"tokenizer.ggml.model": ("str", "none")}
+    tokenizer = read_json(path)
+    tokens, types, holes = _tokens(tokenizer, vocab_size, path)
+    if holes:
+        warnings.append(
+            f"{path}: {holes} of {vocab_size} token ids have no token; "
+            "they are written as unused [PAD...] tokens"
+        )
+    out: Metadata = {
+        "tokenizer.ggml.model": ("str", "gpt2"),
+        "tokenizer.ggml.pre": ("str", _pre(tokenizer, path, warnings)),
+        "tokenizer.ggml.tokens": ("arr[str]", tokens),
+        "tokenizer.ggml.token_type": ("arr[i32]", types),
+    }
+    config = read_json_if_there(folder / "tokenizer_config.json") or {}
+    if isinstance(config.get("add_prefix_space"), bool):
+        out["tokenizer.ggml.add_space_prefix"] = ("bool", config["add_prefix_space"])
+    out.update(_special(folder, tokenizer, tokens, vocab_size))
+    return out
+
+
+def _tokens(
+    tokenizer: dict[str, Any], vocab_size: int, path: Path
+) -> tuple[list[str], list[int], int]:
+    model = tokenizer.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        raise _bad(path, "model", "expected a BPE tokenizer")
+    if model.get("byte_fallback") or not _uses(tokenizer, "ByteLevel"):
+        raise _bad(path, "model", "expected byte-level BPE (a ByteLevel pre-tokenizer or decoder)")
+    vocab = model.get("vocab")
+    if not isinstance(vocab, dict) or not vocab:
+        raise _bad(path, "model.vocab", "expected an object of tokens")
+    tokens: list[str | None] = [None] * vocab_size
+    types = [UNUSED] * vocab_size
+
+    def put(text: Any, token_id: Any, kind: int, field: str) -> None:
+        if not isinstance(text, str) or type(token_id) is not int:
+            raise _bad(path, field, "expected texts with integer ids")
+        if not 0 <= token_id < vocab_size:
+            raise _bad(
+                path,
+                field,
+                f"the token {text[:80]!r} has the id {token_id}, expected one "
+                f"below vocab_size {vocab_size} of config.json",
+            )
+        held = tokens[token_id]
+        if held is not None and (held != text or types[token_id] != NORMAL):
+            raise _bad(
+                path,
+                field,
+                f"the id {token_id} belongs to two tokens, {held[:80]!r} and {text[:80]!r}",
+            )
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise _bad(path, field, f"the token of id {token_id} is not UTF-8 text") from None
+        tokens[token_id], types[token_id] = text, kind
+
+    for text, token_id in vocab.items():
+        put(text, token_id, NORMAL, "model.vocab")
+    added = tokenizer.get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(t, dict) for t in added):
+        raise _bad(path, "added_tokens", "expected a list of objects")
+    seen: dict[str, int] = {}
+    for entry in added:
+        text, token_id = entry.get("content"), entry.get("id")
+        if isinstance(text, str) and seen.setdefault(text, token_id) != token_id:
+            raise _bad(path, "added_tokens", f"the token {text[:80]!r} has two ids")
+        if isinstance(text, str) and vocab.get(text, token_id) != token_id:
+            raise _bad(
+                path,
+                "added_tokens",
+                f"the token {text[:80]!r} has the id {token_id}, and {vocab[text]} in model.vocab",
+            )
+        control = entry.get("special") is True or _looks_special(text)
+        put(text, token_id, CONTROL if control else USER_DEFINED, "added_tokens")
+        if not control:
+            tokens[token_id] = text.replace("\u2581", " ")
+    holes = sum(t is None for t in tokens)
+    return [t if t is not None else f"[PAD{i}]" for i, t in enumerate(tokens)], types, holes
+
+
+def _looks_special(text: Any) -> bool:
+    # Marks that some models give control tokens without declaring them special.
+    return isinstance(text, str) and (
+        text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+        or (text.startswith(("<|", "<\uff5c")) and text.endswith(("|>", "\uff5c>")))
+        or (text.startswith("<unused") and text.endswith(">"))
+    )
+
+
+def _steps(tokenizer: dict[str, Any], part: str, inner: str) -> list[dict[str, Any]]:
+    top = tokenizer.get(part)
+    if not isinstance(top, dict):
+        return []
+    steps = top.get(inner) if top.get("type") == "Sequence" else [top]
+    return [s for s in steps if isinstance(s, dict)] if isinstance(steps, list) else []
+
+
+def _uses(tokenizer: dict[str, Any], kind: str) -> bool:
+    return any(
+        s.get("type") == kind
+        for s in (
+            *_steps(tokenizer, "pre_tokenizer", "pretokenizers"),
+            *_steps(tokenizer, "decoder", "decoders"),
+        )
+    )
+
+
+def _pre(tokenizer: dict[str, Any], path: Path, warnings: list[str]) -> str:
+    """llama.cpp's name of the text splitting rule."""
+    patterns = []
+    for step in _steps(tokenizer, "pre_tokenizer", "pretokenizers"):
+        if step.get("type") == "Split" and isinstance(step.get("pattern"), dict):
+            patterns.append(step["pattern"].get("Regex"))
+        elif step.get("type") == "ByteLevel" and step.get("use_regex", True):
+            patterns.append(_GPT2)
+    name = _PRE.get(patterns[0]) if len(patterns) == 1 and isinstance(patterns[0], str) else None
+    if name is None:
+        warnings.append(
+            f"{path}: pre_tokenizer: its splitting rule is not a known one; tekken's "
+            "is used, and some texts may be split into other tokens"
+        )
+        name = "tekken"
+    ignore = tokenizer["model"].get("ignore_merges") is True
+    if ignore != (name != "gpt-2"):
+        warnings.append(
+            f"{path}: ignore_merges is {str(ignore).lower()}, llama.cpp's {name} rule "
+            f"uses {str(not ignore).lower()}; rare words may be split differently"
+        )
+    return name
+
+
+def _special(
+    folder: Path, tokenizer: dict[str, Any], tokens: list[str], vocab_size: int
+) -> Metadata:
+    """Merges, special token ids, add_*_token and the chat template."""
+    for name in _COMPANIONS:
+        if (folder / name).exists() and regular_size(folder / name) > MAX_JSON_BYTES:
+            raise _bad(folder / name, name, "is too large")
+    more = folder / "additional_chat_templates"
+    for template in more.glob("*.jinja") if more.is_dir() else ():
+        regular_size(template)
+    log = logging.getLogger("gguf.vocab")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        special = gguf.SpecialVocab(folder, load_merges=True)
+    except OSError:
+        raise
+    except Exception as error:  # its parsing trusts the files' structure
+        raise _bad(
+            folder / "tokenizer.json",
+            "special tokens",
+            f"cannot be understood: {type(error).__name__}: {error}",
+        ) from None
+    finally:
+        log.setLevel(level)
+    merges = (tokenizer["model"].get("merges")) or []
+    if (
+        not isinstance(merges, list)
+        or len(special.merges) != len(merges)
+        or not all(isinstance(m, str) and m.count(" ") == 1 for m in special.merges)
+    ):
+        raise _bad(
+            folder / "tokenizer.json",
+            "model.merges",
+            "expected pairs, or texts of two parts separated by a space",
+        )
+    out: Metadata = {}
+    if special.merges:
+        out["tokenizer.ggml.merges"] = ("arr[str]", special.merges)
+    ids = dict(special.special_token_ids)
+    _from_generation_config(folder, ids)
+    _from_special_map(folder, tokens, ids)
+    for kind, token_id in ids.items():
+        if not 0 <= token_id < vocab_size:
+            raise _bad(
+                folder,
+                kind,
+                f"the {kind} token has the id {token_id}, expected one below "
+                f"vocab_size {vocab_size}",
+            )
+        if kind in _SPECIAL_KEYS:
+            out[f"tokenizer.ggml.{_SPECIAL_KEYS[kind]}"] = ("u32", token_id)
+    for kind, value in special.add_special_token.items():
+        if kind in ("bos", "eos", "sep"):
+            out[f"tokenizer.ggml.add_{kind}_token"] = ("bool", value)
+    _add_template(folder, special.chat_template, out)
+    return out
+
+
+def _from_generation_config(folder: Path, ids: dict[str, int]) -> None:
+    config = read_json_if_there(folder / "generation_config.json") or {}
+    for kind in _SPECIAL:
+        value = config.get(f"{kind}_token_id")
+        if type(value) is int:
+            ids.setdefault(kind, value)
+
+
+def _from_special_map(folder: Path, tokens: list[str], ids: dict[str, int]) -> None:
+    config = read_json_if_there(folder / "special_tokens_map.json") or {}
+    for kind in _SPECIAL:
+        entry = config.get(f"{kind}_token")
+        text = entry.get("content") if isinstance(entry, dict) else entry
+        if kind not in ids and isinstance(text, str) and text in tokens:
+            ids[kind] = tokens.index(text)
+
+
+def _add_template(folder: Path, template: Any, out: Metadata) -> None:
+    file = folder / "chat_template.jinja"
+    if template is None and file.exists():
+        try:
+            template = file.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise _bad(file, "chat_template", f"is not UTF-8: {error}") from None
+    named = (
+        [("default", template)]
+        if isinstance(template, str)
+        else [(t.get("name"), t.get("template")) for t in template or [] if isinstance(t, dict)]
+    )
+    extra = []
+    for name, text in named:
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise _bad(folder, "chat_template", "expected texts with names")
+        if name == "default":
+            out["tokenizer.chat_template"] = ("str", text)
+        else:
+            clean = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in name)
+            extra.append(clean)
+            out[f"tokenizer.chat_template.{clean}"] = ("str", text)
+    if extra:
+        out["tokenizer.chat_templates"] = ("arr[str]", extra)
+
+
+def _bad(path: Path, field: str, message: str) -> FormatError:
+    return FormatError(f"{path}: {field}: {message}", file=str(path), field=field)

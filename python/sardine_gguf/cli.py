@@ -1,0 +1,178 @@
+"""sardine-cli: arguments and exit codes. Flags are llama.cpp's where it has them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from sardine_gguf.errors import FormatError, SardineError
+
+EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FORMAT, EXIT_IO, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of sardine-cli."""
+    from sardine_gguf import __version__
+
+    p = argparse.ArgumentParser(
+        prog="sardine-cli",
+        description="Chat with a SaRDinE model. With -p, or with text on standard input, it answers once.",
+        epilog="exit codes: 0 done, 1 failed, 2 wrong use, 3 bad file, 4 file not readable, 130 interrupted",
+        allow_abbrev=False,
+    )
+    p.add_argument("-m", "--model", metavar="FILE", required=True, help="GGUF file to run")
+    p.add_argument("-p", "--prompt", metavar="TEXT", help="answer this and exit")
+    p.add_argument("-f", "--file", metavar="FILE", help="answer this file's text and exit")
+    p.add_argument("-sys", "--system-prompt", metavar="TEXT", help="system message of the chat")
+    p.add_argument(
+        "--raw", action="store_true", help="continue the prompt as it is, without chat template"
+    )
+    p.add_argument(
+        "-n",
+        "--n-predict",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="tokens per answer (-1: no limit)",
+    )
+    p.add_argument(
+        "-c",
+        "--ctx-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="context (0: model's, at most 8192)",
+    )
+    p.add_argument(
+        "-b", "--batch-size", type=int, default=512, metavar="N", help="prompt batch (512)"
+    )
+    p.add_argument(
+        "-t", "--threads", type=int, default=-1, metavar="N", help="CPU threads (-1: all)"
+    )
+    p.add_argument(
+        "-s", "--seed", type=int, default=-1, metavar="N", help="random seed (-1: new one)"
+    )
+    p.add_argument("--temp", type=float, metavar="T", help="temperature, 0 is greedy (0.8)")
+    p.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest (40)")
+    p.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest P (0.95)")
+    p.add_argument(
+        "--min-p", type=float, metavar="P", help="drop tokens below P of the best (0.05)"
+    )
+    p.add_argument(
+        "--delta-mode",
+        choices=("sparse", "gain", "off"),
+        help="how the experts act: sparse, gain (as published code), off (base alone); default: the file's",
+    )
+    p.add_argument(
+        "-ctk",
+        "--cache-type",
+        choices=("f16", "f32"),
+        default="f16",
+        help="type of cached keys and values (f16)",
+    )
+    p.add_argument(
+        "--show-timings",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="tokens per second after each answer, on standard error",
+    )
+    p.add_argument("-v", "--verbose", action="store_true", help="say what was loaded")
+    p.add_argument("--version", action="version", version=f"sardine-cli {__version__}")
+    return p
+
+
+def _single_prompt(args: argparse.Namespace) -> str | None:
+    """The text to answer once, or None for a chat on the terminal."""
+    if args.prompt is not None:
+        return str(args.prompt)
+    if args.file is not None:
+        with open(args.file, encoding="utf-8", errors="replace") as f:  # noqa: PTH123 (also /dev/stdin)
+            return f.read()
+    return None if sys.stdin.isatty() else sys.stdin.read()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Loads the model and answers; errors are the caller's."""
+    from sardine_gguf.chat_loop import Chat, run_turn, stats_line
+    from sardine_gguf.model import Sardine
+    from sardine_gguf.terminal import Printer
+
+    prompt = _single_prompt(args)
+    if prompt is not None and not prompt.strip():
+        print("sardine-cli: error: the prompt is empty", file=sys.stderr)
+        return EXIT_USAGE
+    options = {
+        "max_tokens": None if args.n_predict < 0 else args.n_predict,
+        "temperature": args.temp,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "min_p": args.min_p,
+    }
+    with Sardine(
+        args.model,
+        n_ctx=args.ctx_size or None,
+        n_batch=args.batch_size,
+        n_threads=None if args.threads == -1 else args.threads,
+        delta_mode=args.delta_mode,
+        kv_type=args.cache_type,
+        seed=args.seed,
+        verbose=args.verbose or prompt is None,
+    ) as model:
+        if prompt is None:
+            chat = Chat(model, system=args.system_prompt, show_stats=args.show_timings, **options)
+            chat.run()
+            return EXIT_OK
+        printer = Printer(sys.stdout, sys.stderr)
+        if args.raw:
+            generation = model.start(prompt, **options)
+            interrupted = False
+            try:
+                for channel, text in generation:
+                    printer.write(channel, text)
+            except KeyboardInterrupt:
+                interrupted = True
+            printer.end()
+        else:
+            messages = [{"role": "user", "content": prompt.strip()}]
+            if args.system_prompt:
+                messages.insert(0, {"role": "system", "content": args.system_prompt})
+            generation, _, interrupted = run_turn(model, messages, printer, **options)
+        if args.show_timings:
+            print(stats_line(generation), file=sys.stderr)
+        return EXIT_INTERRUPTED if interrupted else EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of sardine-cli; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    try:
+        return run(args)
+    except BrokenPipeError:
+        # The reader left; keep the interpreter from flushing into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except FormatError as e:
+        return _fail(e, EXIT_FORMAT)
+    except OSError as e:
+        return _fail(f"{e.filename or args.model}: {e.strerror or e}", EXIT_IO)
+    except (SardineError, MemoryError) as e:
+        return _fail(e, EXIT_ERROR)
+    except ValueError as e:
+        return _fail(e, EXIT_USAGE)
+
+
+def _fail(error: object, code: int) -> int:
+    from sardine_gguf.terminal import clean
+
+    print(f"sardine-cli: error: {clean(str(error))}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
