@@ -67,14 +67,21 @@ py::object value_of(const GgufValue& v) {
     return out;
 }
 
+py::tuple typed_value(const GgufValue& v) {
+    std::string type = gguf_type_name(v.type);
+    if (v.type == GgufType::array) type += std::string("[") + gguf_type_name(v.elem) + "]";
+    return py::make_tuple(type, value_of(v));
+}
+
 py::dict values_of(const GgufFile& f) {
     py::dict out;
-    for (const auto& [key, v] : f.values()) {
-        std::string type = gguf_type_name(v.type);
-        if (v.type == GgufType::array) type += std::string("[") + gguf_type_name(v.elem) + "]";
-        out[py::str(key)] = py::make_tuple(type, value_of(v));
-    }
+    for (const auto& [key, v] : f.values()) out[py::str(key)] = typed_value(v);
     return out;
+}
+
+py::object get(const GgufFile& f, const std::string& key, py::object fallback) {
+    const GgufValue* v = f.find(key);
+    return v ? value_of(*v) : fallback;
 }
 
 py::array_t<uint8_t> quantize(const py::array_t<float, py::array::c_style>& data, const std::string& type,
@@ -115,7 +122,8 @@ void bind_gguf(py::module_& m) {
         .def_property_readonly("alignment", &GgufFile::alignment)
         .def_property_readonly("data_offset", &GgufFile::data_offset)
         .def_property_readonly("tensors", &GgufFile::tensors)
-        .def_property_readonly("kv", &values_of, "dict of key -> (type name, value)");
+        .def_property_readonly("kv", &values_of, "dict of key -> (type name, value)")
+        .def("get", &get, py::arg("key"), py::arg("default") = py::none(), "One key's value.");
 
     m.def("quantize", &quantize, py::arg("data").noconvert(), py::arg("type"), py::arg("n_threads") = 0,
           "float32 [n_rows, n_cols] -> uint8 [n_rows, row bytes], by ggml's quantizer on n_threads threads "

@@ -67,6 +67,13 @@ void bind_model(py::module_& m) {
                 return py::bytes(m.tokenizer().piece(token, special));
             },
             py::arg("token"), py::arg("special") = false)
+        .def_property_readonly("control_tokens",
+                               [](const Model& m) {
+                                   py::dict out;
+                                   for (const int32_t t : m.tokenizer().control_tokens())
+                                       out[lenient_str(m.tokenizer().text(t))] = t;
+                                   return out;
+                               })
         .def(
             "token_text",
             [](const Model& m, int32_t token) { return lenient_str(m.tokenizer().text(token)); },

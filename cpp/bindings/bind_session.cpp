@@ -1,7 +1,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <thread>
+#include <limits>
+#include <optional>
 
 #include "bindings.h"
 #include "sardine/sampler.h"
@@ -44,7 +45,21 @@ void run_interruptible(Session& s, const F& f) {
     s.set_interrupt(nullptr);
 }
 
-py::array_t<float> eval(Session& s, const std::vector<int32_t>& tokens) {
+// Token ids as Python has them; what does not fit 32 bits is no token either.
+std::vector<int32_t> narrow(const std::vector<int64_t>& tokens) {
+    std::vector<int32_t> out;
+    out.reserve(tokens.size());
+    for (const int64_t t : tokens)
+        out.push_back(t < 0 || t > std::numeric_limits<int32_t>::max() ? -1 : static_cast<int32_t>(t));
+    return out;
+}
+
+py::array_t<float> eval(Session& s, const std::vector<int64_t>& ids) {
+    const std::vector<int32_t> tokens = narrow(ids);
+    {
+        const auto lock = s.lock();
+        s.check(tokens);  // before the result, which may be large, is allocated
+    }
     const int64_t n_vocab = s.model().hparams().n_vocab;
     py::array_t<float> out({static_cast<py::ssize_t>(tokens.size()), static_cast<py::ssize_t>(n_vocab)});
     float* logits = out.mutable_data();
@@ -90,7 +105,8 @@ void bind_session(py::module_& m) {
         .def("eval", &eval, py::arg("tokens"), "Appends tokens; logits of each, float32 [n_tokens, n_vocab].")
         .def(
             "decode",
-            [](Session& s, const std::vector<int32_t>& tokens) {
+            [](Session& s, const std::vector<int64_t>& ids) {
+                const std::vector<int32_t> tokens = narrow(ids);
                 run_interruptible(s, [&] { s.eval(tokens, nullptr); });
             },
             py::arg("tokens"), "Appends tokens; keeps only the last one's logits, for a Sampler.")

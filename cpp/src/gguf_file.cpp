@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <cmath>
@@ -250,7 +251,7 @@ GgufFile::GgufFile(const std::string& path) : file_(path) {
     in.count(n_values, 8 + 4 + 1, "key count");
     in.count(n_tensors, 8 + 1 + 4 + 8 + 4 + 8, "tensor count");
 
-    values_.reserve(n_values);
+    values_.reserve(std::min<uint64_t>(n_values, 1024));
     for (uint64_t i = 0; i < n_values; ++i) {
         const std::string_view key = in.string("key");
         if (key.empty() || key.size() > 65535 || !valid_name(key))
@@ -266,7 +267,7 @@ GgufFile::GgufFile(const std::string& path) : file_(path) {
         fail("general.alignment", "general.alignment is " + std::to_string(alignment_) +
                                       ", expected a power of two of at least 32");
 
-    tensors_.reserve(n_tensors);
+    tensors_.reserve(std::min<uint64_t>(n_tensors, 4096));
     for (uint64_t i = 0; i < n_tensors; ++i) tensors_.push_back(read_tensor_info(*this, in));
     for (size_t i = 0; i < tensors_.size(); ++i)
         if (!tensor_index_.emplace(tensors_[i].name, i).second)

@@ -136,7 +136,7 @@ void Session::truncate(int64_t n) {
     routing_ = {};
 }
 
-void Session::eval(std::span<const int32_t> tokens, float* all_logits) {
+void Session::check(std::span<const int32_t> tokens) const {
     const auto n = static_cast<int64_t>(tokens.size());
     const auto n_past = static_cast<int64_t>(tokens_.size());
     if (n == 0) throw InvalidArgument("there are no tokens to evaluate");
@@ -144,12 +144,17 @@ void Session::eval(std::span<const int32_t> tokens, float* all_logits) {
         throw ContextOverflow(std::to_string(n) + " tokens do not fit: the context of " +
                               std::to_string(n_ctx_) + " tokens holds " + std::to_string(n_past) +
                               " already. Nothing was evaluated");
-    const int64_t n_vocab = model_->hparams().n_vocab;
     for (const int32_t t : tokens)
-        if (t < 0 || t >= n_vocab)
+        if (t < 0 || t >= model_->hparams().n_vocab)
             throw InvalidArgument("token id " + std::to_string(t) + " is outside the vocabulary of " +
-                                  std::to_string(n_vocab));
+                                  std::to_string(model_->hparams().n_vocab));
+}
 
+void Session::eval(std::span<const int32_t> tokens, float* all_logits) {
+    check(tokens);
+    const auto n = static_cast<int64_t>(tokens.size());
+    const auto n_past = static_cast<int64_t>(tokens_.size());
+    const int64_t n_vocab = model_->hparams().n_vocab;
     cancelled_.store(false, std::memory_order_relaxed);
     next_interrupt_ns_ = now_ns() + kInterruptNs;
     routing_ = {};

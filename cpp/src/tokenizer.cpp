@@ -2,6 +2,7 @@
 
 #include <climits>
 #include <mutex>
+#include <thread>
 #include <unordered_set>
 
 namespace sardine {
@@ -14,7 +15,9 @@ class CaptureLog {
         llama_log_get(&callback_, &user_data_);
         llama_log_set(
             [](ggml_log_level level, const char* line, void* self) {
-                if (level == GGML_LOG_LEVEL_ERROR) static_cast<CaptureLog*>(self)->text += line;
+                auto* log = static_cast<CaptureLog*>(self);
+                if (level == GGML_LOG_LEVEL_ERROR && std::this_thread::get_id() == log->thread_)
+                    log->text += line;
             },
             this);
     }
@@ -27,6 +30,7 @@ class CaptureLog {
         return m;
     }
     std::lock_guard<std::mutex> lock_;
+    std::thread::id thread_ = std::this_thread::get_id();  // another thread's messages are not ours
     ggml_log_callback callback_ = nullptr;
     void* user_data_ = nullptr;
 };
@@ -160,6 +164,14 @@ bool Tokenizer::is_end(int32_t token) const {
 bool Tokenizer::is_control(int32_t token) const {
     check_token(token);
     return model_ && llama_vocab_is_control(vocab_, token);
+}
+
+std::vector<int32_t> Tokenizer::control_tokens() const {
+    std::vector<int32_t> out;
+    for (int32_t t = 0; model_ && t < n_vocab_; ++t)
+        if (llama_vocab_get_attr(vocab_, t) & (LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED))
+            out.push_back(t);
+    return out;
 }
 
 std::string Tokenizer::text(int32_t token) const {

@@ -33,6 +33,8 @@ class Tokenizer {
     bool add_bos() const;
     bool is_end(int32_t token) const;  // end of generation
     bool is_control(int32_t token) const;
+    // Control and user-defined tokens: those that tokenize() recognises in a text when `special`.
+    std::vector<int32_t> control_tokens() const;
     std::string text(int32_t token) const;
 
  private:

@@ -41,6 +41,9 @@ class Session {
     // before. Throws ContextOverflow, InvalidArgument, Cancelled, BusyError, InsufficientMemory.
     void eval(std::span<const int32_t> tokens, float* all_logits);
 
+    // Throws what eval would for these tokens, without evaluating.
+    void check(std::span<const int32_t> tokens) const;
+
     // Forgets all but the first n tokens.
     void truncate(int64_t n);
     const std::vector<int32_t>& tokens() const { return tokens_; }
