@@ -76,7 +76,7 @@ void bind_testing(py::module_& m) {
                 sparse_delta_add_reference(args);
                 return y;
             }
-            const SparseOps* ops = find_sparse_ops(path.c_str());
+            const CpuOps* ops = find_cpu_ops(path.c_str());
             if (!ops) throw InvalidArgument("kernel path '" + path + "' does not run here");
             std::vector<SparseScratch> scratch(n_threads);
             for (SparseScratch& s : scratch) s.reserve(d, n_tokens, k);
@@ -96,11 +96,11 @@ void bind_testing(py::module_& m) {
         [] {
             std::vector<std::string> out;
             for (const char* name : {"portable", "avx2", "avx512"})
-                if (find_sparse_ops(name)) out.emplace_back(name);
+                if (find_cpu_ops(name)) out.emplace_back(name);
             return out;
         },
         "Names of the kernel paths that this processor runs.");
-    m.def("kernel_path", [] { return sparse_ops().name; }, "Name of the kernel path in use.");
+    m.def("kernel_path", [] { return cpu_ops().name; }, "Name of the kernel path in use.");
     m.def(
         "route",
         [](const Array<float>& logits, int64_t k) {

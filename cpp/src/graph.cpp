@@ -26,6 +26,27 @@ Routes routes_of(const ggml_tensor* t) {
     return {.data = static_cast<const float*>(t->data), .k = t->ne[0] / 2, .stride = row_floats(t)};
 }
 
+// src: q [head_dim, n_head, n_tokens], k and v caches [head_dim * n_head_kv, n_ctx], positions
+void attention_op(ggml_tensor* dst, int ith, int nth, void* userdata) {
+    const auto* op = static_cast<const AttentionOp*>(userdata);
+    const ggml_tensor* k = dst->src[1];
+    const AttentionArgs args{
+        .q = static_cast<const float*>(dst->src[0]->data),
+        .out = static_cast<float*>(dst->data),
+        .k = static_cast<const uint8_t*>(k->data),
+        .v = static_cast<const uint8_t*>(dst->src[2]->data),
+        .type = op->type,
+        .row_bytes = k->nb[1],
+        .positions = static_cast<const int32_t*>(dst->src[3]->data),
+        .n_tokens = dst->ne[2],
+        .n_heads = dst->ne[1],
+        .n_heads_kv = op->n_heads_kv,
+        .dim = dst->ne[0],
+        .scale = 1.0f / std::sqrt(static_cast<float>(dst->ne[0])),
+    };
+    attention(args, *op->ops, ith, nth, (*op->scratch)[ith].data());
+}
+
 // In place on src 0, a base product; src 1: the product's input, src 2: routes
 void delta_op(ggml_tensor* dst, int ith, int nth, void* userdata) {
     const auto* op = static_cast<const DeltaOp*>(userdata);
@@ -112,14 +133,20 @@ ggml_tensor* Graph::attention(const GraphContext& g, int64_t il, ggml_tensor* x)
         graph, ggml_set_rows(ctx, k_cache, ggml_reshape_2d(ctx, k, h.n_embd_kv(), n_tokens), kv_rows));
     ggml_build_forward_expand(graph, ggml_set_rows(ctx, v_cache, v, kv_rows));
 
-    auto heads = [&](ggml_tensor* cache) {  // [head_dim, n_kv, n_head_kv]
-        return ggml_view_3d(ctx, cache, hd, shape.n_kv, h.n_head_kv, cache->nb[1],
-                            ggml_row_size(cache->type, hd), 0);
-    };
-    ggml_tensor* out =
-        ggml_flash_attn_ext(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), heads(k_cache), heads(v_cache), mask,
-                            1.0f / std::sqrt(static_cast<float>(hd)), 0.0f, 0.0f);
-    ggml_prec_set_acc(out, GGML_PREC_F32);
+    ggml_tensor* out;  // [head_dim, n_head, n_tokens]
+    if (mask) {
+        auto heads = [&](ggml_tensor* cache) {  // [head_dim, n_kv, n_head_kv]
+            return ggml_view_3d(ctx, cache, hd, shape.n_kv, h.n_head_kv, cache->nb[1],
+                                ggml_row_size(cache->type, hd), 0);
+        };
+        out = ggml_flash_attn_ext(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), heads(k_cache), heads(v_cache), mask,
+                                  1.0f / std::sqrt(static_cast<float>(hd)), 0.0f, 0.0f);
+        ggml_prec_set_acc(out, GGML_PREC_F32);
+    } else {
+        ggml_tensor* args[] = {q, k_cache, v_cache, positions};
+        out = ggml_custom_4d(ctx, GGML_TYPE_F32, hd, h.n_head, n_tokens, 1, args, 4, attention_op,
+                             GGML_N_TASKS_MAX, const_cast<AttentionOp*>(&g.attention_op));
+    }
     out = ggml_reshape_2d(ctx, out, hd * h.n_head, n_tokens);
     return name(linear(w.wo, w.bo, out), "attn_out", il);
 }
@@ -165,7 +192,7 @@ Graph::Graph(const GraphContext& g, const GraphShape& s, ggml_gallocr* allocator
     tokens = input(GGML_TYPE_I32, s.n_tokens, 1, 1, "tokens");
     positions = input(GGML_TYPE_I32, s.n_tokens, 1, 1, "positions");
     kv_rows = input(GGML_TYPE_I64, s.n_tokens, 1, 1, "kv_rows");
-    mask = input(GGML_TYPE_F16, s.n_kv, s.n_tokens, 1, "mask");
+    if (s.n_tokens >= kFlashTokens) mask = input(GGML_TYPE_F16, s.n_kv, s.n_tokens, 1, "mask");
     if (h.attn_temp_scale != 0.0f) attn_scale = input(GGML_TYPE_F32, 1, 1, s.n_tokens, "attn_scale");
     if (!s.all_logits) last = input(GGML_TYPE_I32, 1, 1, 1, "last");
 

@@ -6,16 +6,21 @@
 #include <vector>
 
 #include "hparams.h"
+#include "kernels/attention.h"
 #include "kernels/sparse_delta.h"
 #include "kv_cache.h"
 #include "weights.h"
 
 namespace sardine {
 
+// Below this many tokens attention is ours, from it on ggml's tiled flash attention, which needs whole tiles
+// to compute in f32.
+constexpr int64_t kFlashTokens = 64;
+
 // What a graph is built for; a graph is reused while this stays the same.
 struct GraphShape {
     int64_t n_tokens = 0;
-    int64_t n_kv = 0;  // positions that attention reads, a multiple of kKvStep
+    int64_t n_kv = 0;  // positions that flash attention reads, a multiple of kKvStep; else 0
     bool all_logits = false;
     bool operator==(const GraphShape&) const = default;
 };
@@ -23,12 +28,19 @@ struct GraphShape {
 // What the custom ops of one layer point at; lives as long as the graphs.
 struct DeltaOp {
     const DeltaMatrix* delta;
-    const SparseOps* ops;
+    const CpuOps* ops;
     std::vector<SparseScratch>* scratch;  // one per thread
 };
 struct LayerOps {
     DeltaOp gate, up, down;
     const float* mean;
+};
+
+struct AttentionOp {
+    KvType type;
+    int64_t n_heads_kv;
+    const CpuOps* ops;
+    std::vector<std::vector<float>>* scratch;  // one per thread
 };
 
 struct GraphContext {
@@ -38,6 +50,7 @@ struct GraphContext {
     DeltaMode mode;
     int64_t n_expert_used;
     std::vector<LayerOps> layer_ops;  // [n_layer]
+    AttentionOp attention_op;
 };
 
 // One built and allocated graph. Inputs must be written before every run: their memory is reused within it.
@@ -49,7 +62,7 @@ class Graph {
     ggml_tensor* tokens = nullptr;      // i32 [n_tokens]
     ggml_tensor* positions = nullptr;   // i32 [n_tokens]
     ggml_tensor* kv_rows = nullptr;     // i64 [n_tokens]
-    ggml_tensor* mask = nullptr;        // f16 [n_kv, n_tokens]
+    ggml_tensor* mask = nullptr;        // f16 [n_kv, n_tokens], null for few tokens
     ggml_tensor* attn_scale = nullptr;  // f32 [1, 1, n_tokens], null without attention temperature
     ggml_tensor* last = nullptr;        // i32 [1], null when all logits are wanted
     ggml_tensor* logits = nullptr;      // f32 [n_vocab, n_tokens or 1]

@@ -49,12 +49,18 @@ struct Session::Engine {
         : cache(m.hparams(), n_ctx, kv_type),
           backend(ggml_backend_cpu_init()),
           scratch(n_threads),
+          attention_rows(n_threads,
+                         std::vector<float>(attention_scratch(m.hparams().n_head, m.hparams().n_head_kv))),
           context{.hparams = &m.hparams(),
                   .weights = &m.weights(),
                   .cache = &cache,
                   .mode = mode,
                   .n_expert_used = m.experts().expert_used_count,
-                  .layer_ops = {}} {
+                  .layer_ops = {},
+                  .attention_op = {.type = kv_type == GGML_TYPE_F16 ? KvType::f16 : KvType::f32,
+                                   .n_heads_kv = m.hparams().n_head_kv,
+                                   .ops = &cpu_ops(),
+                                   .scratch = &attention_rows}} {
         if (!backend) throw InsufficientMemory("no memory for the CPU backend");
         ggml_backend_cpu_set_n_threads(backend.get(), n_threads);
         context.layer_ops.resize(m.hparams().n_layer);
@@ -64,7 +70,7 @@ struct Session::Engine {
             auto op = [&](const DeltaMatrix& d) {
                 if (mode == DeltaMode::sparse)
                     for (SparseScratch& s : scratch) s.reserve(d, n_batch, context.n_expert_used);
-                return DeltaOp{.delta = &d, .ops = &sparse_ops(), .scratch = &scratch};
+                return DeltaOp{.delta = &d, .ops = &cpu_ops(), .scratch = &scratch};
             };
             context.layer_ops[il] = {op(x->gate), op(x->up), op(x->down), x->mean};
         }
@@ -73,6 +79,7 @@ struct Session::Engine {
     KvCache cache;
     ggml_backend_ptr backend;
     std::vector<SparseScratch> scratch;
+    std::vector<std::vector<float>> attention_rows;
     GraphContext context;
     GraphSlot single, batch;
 };
@@ -184,22 +191,28 @@ void Session::run(std::span<const int32_t> tokens, bool want_all, float* all_log
     const HParams& h = model_->hparams();
     const auto n = static_cast<int64_t>(tokens.size());
     const auto n_past = static_cast<int64_t>(tokens_.size());
-    const GraphShape shape{.n_tokens = n, .n_kv = padded_positions(n_past + n), .all_logits = want_all};
+    // Our attention reads the positions; only flash attention's graph depends on how many there are.
+    const GraphShape shape{
+        .n_tokens = n, .n_kv = n < kFlashTokens ? 0 : padded_positions(n_past + n), .all_logits = want_all};
     Graph& g = (n == 1 ? engine_->single : engine_->batch).get(engine_->context, shape);
 
     std::memcpy(g.tokens->data, tokens.data(), n * sizeof(int32_t));
-    const ggml_fp16_t visible = ggml_fp32_to_fp16(0.0f);
-    const ggml_fp16_t hidden = ggml_fp32_to_fp16(-std::numeric_limits<float>::infinity());
-    auto* mask = static_cast<ggml_fp16_t*>(g.mask->data);
     for (int64_t i = 0; i < n; ++i) {
         const int64_t pos = n_past + i;
         static_cast<int32_t*>(g.positions->data)[i] = static_cast<int32_t>(pos);
         static_cast<int64_t*>(g.kv_rows->data)[i] = pos;
-        std::fill_n(mask + i * shape.n_kv, pos + 1, visible);
-        std::fill_n(mask + i * shape.n_kv + pos + 1, shape.n_kv - pos - 1, hidden);
         if (g.attn_scale)
             static_cast<float*>(g.attn_scale->data)[i] =
                 1.0f + h.attn_temp_scale * std::log(static_cast<float>(pos / h.attn_temp_length) + 1.0f);
+    }
+    if (g.mask) {
+        const ggml_fp16_t visible = ggml_fp32_to_fp16(0.0f);
+        const ggml_fp16_t hidden = ggml_fp32_to_fp16(-std::numeric_limits<float>::infinity());
+        auto* row = static_cast<ggml_fp16_t*>(g.mask->data);
+        for (int64_t i = 0; i < n; ++i, row += shape.n_kv) {
+            std::fill_n(row, n_past + i + 1, visible);
+            std::fill(row + n_past + i + 1, row + shape.n_kv, hidden);
+        }
     }
     if (g.last) *static_cast<int32_t*>(g.last->data) = static_cast<int32_t>(n - 1);
 

@@ -55,7 +55,7 @@ const uint8_t* expert_values(const DeltaMatrix& m, int64_t e) {
     return m.val + e * m.val_stride;
 }
 
-void add_one_token(const SparseDeltaArgs& a, const SparseOps& ops, Range rows, int64_t token,
+void add_one_token(const SparseDeltaArgs& a, const CpuOps& ops, Range rows, int64_t token,
                    SparseScratch& scratch) {
     const DeltaMatrix& m = *a.delta;
     float* y = a.y + token * a.y_stride;
@@ -105,7 +105,7 @@ void group_by_expert(const SparseDeltaArgs& a, int32_t* slots, int64_t* bounds) 
             slots[next[a.routes.expert(t, j)]++] = static_cast<int32_t>(t * k + j);
 }
 
-void add_tile(const SparseDeltaArgs& a, const SparseOps& ops, Range rows, int64_t block, int64_t expert,
+void add_tile(const SparseDeltaArgs& a, const CpuOps& ops, Range rows, int64_t block, int64_t expert,
               const int32_t* slots, int64_t n_slots, SparseScratch& scratch) {
     const DeltaMatrix& m = *a.delta;
     const int32_t* row_ptr = m.block_rows(block);
@@ -141,8 +141,7 @@ void SparseScratch::reserve(const DeltaMatrix& m, int64_t n_tokens, int64_t k) {
     }
 }
 
-void sparse_delta_add(const SparseDeltaArgs& a, const SparseOps& ops, int ith, int nth,
-                      SparseScratch& scratch) {
+void sparse_delta_add(const SparseDeltaArgs& a, const CpuOps& ops, int ith, int nth, SparseScratch& scratch) {
     const DeltaMatrix& m = *a.delta;
     if (m.empty()) return;
     const Range rows = thread_rows(m, ith, nth);

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "delta_pack.h"
-#include "kernels/sparse_ops.h"
+#include "kernels/cpu_ops.h"
 #include "routing.h"
 
 namespace sardine {
@@ -41,7 +41,7 @@ class SparseScratch {
 };
 
 // Thread ith of nth does its share of the rows: shares are equal in positions and touch disjoint parts of y.
-void sparse_delta_add(const SparseDeltaArgs& args, const SparseOps& ops, int ith, int nth,
+void sparse_delta_add(const SparseDeltaArgs& args, const CpuOps& ops, int ith, int nth,
                       SparseScratch& scratch);
 
 // The obvious loop, in double; what the fast path is tested against.

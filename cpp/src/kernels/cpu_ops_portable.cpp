@@ -2,8 +2,9 @@
 
 #include <cstring>
 
+#include "kernels/attention_impl.h"
+#include "kernels/cpu_ops.h"
 #include "kernels/q8_block.h"
-#include "kernels/sparse_ops.h"
 
 namespace sardine {
 namespace {
@@ -56,8 +57,45 @@ void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, cons
     }
 }
 
+struct Lanes {
+    static constexpr int64_t kLanes = 8;
+    struct Reg {
+        float v[kLanes];
+    };
+    static Reg set1(float x) {
+        Reg r;
+        for (float& v : r.v) v = x;
+        return r;
+    }
+    static Reg zero() { return set1(0.0f); }
+    static Reg fma(Reg a, Reg b, Reg c) {
+        for (int64_t i = 0; i < kLanes; ++i) c.v[i] += a.v[i] * b.v[i];
+        return c;
+    }
+    static float sum(Reg a) {
+        for (int64_t n = kLanes / 2; n > 0; n /= 2)
+            for (int64_t i = 0; i < n; ++i) a.v[i] += a.v[i + n];
+        return a.v[0];
+    }
+    static Reg load(const float* p, int64_t n) {
+        Reg r = zero();
+        for (int64_t i = 0; i < n; ++i) r.v[i] = p[i];
+        return r;
+    }
+    static void store(float* p, int64_t n, Reg r) {
+        for (int64_t i = 0; i < n; ++i) p[i] = r.v[i];
+    }
+    static Reg load_kv(KvType type, const uint8_t* row, int64_t first, int64_t n) {
+        if (type == KvType::f32) return load(reinterpret_cast<const float*>(row) + first, n);
+        Reg r = zero();
+        ggml_fp16_to_fp32_row(reinterpret_cast<const ggml_fp16_t*>(row) + first, r.v, n);
+        return r;
+    }
+};
+
 }  // namespace
 
-const SparseOps kSparseOpsPortable = {"portable", add_values, rows_dot, rows_tile};
+const CpuOps kCpuOpsPortable = {
+    "portable", add_values, rows_dot, rows_tile, attention_scores_impl<Lanes>, attention_weigh_impl<Lanes>};
 
 }  // namespace sardine

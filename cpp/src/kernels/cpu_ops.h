@@ -1,4 +1,4 @@
-// The inner loops of the sparse deltas, one table per instruction set, chosen at run time.
+// The inner loops of the sparse deltas and of attention, one table per instruction set, chosen at run time.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,12 @@ namespace sardine {
 // Tokens per tile of the prefill kernel; activations are laid out [n_cols][kTokenTile].
 constexpr int kTokenTile = 32;
 
-struct SparseOps {
+// Positions that attention weighs at a time.
+constexpr int64_t kAttentionBlock = 64;
+
+enum class KvType { f16, f32 };
+
+struct CpuOps {
     const char* name;
 
     // out[i] (+)= weight * dequantize(val)[begin + i] for i in [0, n); `accumulate` chooses += over =.
@@ -26,19 +31,28 @@ struct SparseOps {
     // The same for a tile of tokens: acc[r][t] = sum of v[p - begin] * xt[col[p]][t].
     void (*rows_tile)(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const float* v,
                       int64_t begin, const float* xt, float* acc);
+
+    // scores[h][j] = q[h] . row j, for n_heads rows of q [n_heads, dim] and n_pos <= kAttentionBlock cached
+    // rows row_bytes apart; scores is [n_heads][kAttentionBlock].
+    void (*attention_scores)(KvType type, const uint8_t* rows, size_t row_bytes, int64_t n_pos, int64_t dim,
+                             const float* q, int64_t n_heads, float* scores);
+
+    // out[h] += sum over j of weights[h][j] * row j; out is [n_heads, dim].
+    void (*attention_weigh)(KvType type, const uint8_t* rows, size_t row_bytes, int64_t n_pos, int64_t dim,
+                            const float* weights, int64_t n_heads, float* out);
 };
 
 // The best table this processor runs, or the one that SARDINE_CPU names (portable, avx2, avx512).
 // Throws InvalidArgument if that is unknown or not runnable here. Decided once per process.
-const SparseOps& sparse_ops();
+const CpuOps& cpu_ops();
 
 // By name; null if unknown or not runnable here.
-const SparseOps* find_sparse_ops(const char* name);
+const CpuOps* find_cpu_ops(const char* name);
 
-extern const SparseOps kSparseOpsPortable;
+extern const CpuOps kCpuOpsPortable;
 #ifdef SARDINE_X86
-extern const SparseOps kSparseOpsAvx2;
-extern const SparseOps kSparseOpsAvx512;
+extern const CpuOps kCpuOpsAvx2;
+extern const CpuOps kCpuOpsAvx512;
 #endif
 
 }  // namespace sardine

@@ -2,8 +2,9 @@
 // files.
 #include <immintrin.h>
 
+#include "kernels/attention_impl.h"
+#include "kernels/cpu_ops.h"
 #include "kernels/q8_block.h"
-#include "kernels/sparse_ops.h"
 
 namespace sardine {
 namespace {
@@ -90,8 +91,24 @@ void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, cons
     }
 }
 
+struct Lanes {
+    static constexpr int64_t kLanes = 16;
+    using Reg = __m512;
+    static Reg set1(float x) { return _mm512_set1_ps(x); }
+    static Reg zero() { return _mm512_setzero_ps(); }
+    static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+    static float sum(Reg a) { return _mm512_reduce_add_ps(a); }
+    static Reg load(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(tail_mask(n), p); }
+    static void store(float* p, int64_t n, Reg r) { _mm512_mask_storeu_ps(p, tail_mask(n), r); }
+    static Reg load_kv(KvType type, const uint8_t* row, int64_t first, int64_t n) {
+        if (type == KvType::f32) return load(reinterpret_cast<const float*>(row) + first, n);
+        return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(tail_mask(n), row + 2 * first));
+    }
+};
+
 }  // namespace
 
-const SparseOps kSparseOpsAvx512 = {"avx512", add_values, rows_dot, rows_tile};
+const CpuOps kCpuOpsAvx512 = {
+    "avx512", add_values, rows_dot, rows_tile, attention_scores_impl<Lanes>, attention_weigh_impl<Lanes>};
 
 }  // namespace sardine

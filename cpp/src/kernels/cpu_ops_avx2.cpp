@@ -1,8 +1,9 @@
 // Built with AVX2 flags: no standard library templates here, their copies could be linked into other files.
 #include <immintrin.h>
 
+#include "kernels/attention_impl.h"
+#include "kernels/cpu_ops.h"
 #include "kernels/q8_block.h"
-#include "kernels/sparse_ops.h"
 
 namespace sardine {
 namespace {
@@ -90,8 +91,39 @@ void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, cons
     }
 }
 
+struct Lanes {
+    static constexpr int64_t kLanes = 8;
+    using Reg = __m256;
+    static Reg set1(float x) { return _mm256_set1_ps(x); }
+    static Reg zero() { return _mm256_setzero_ps(); }
+    static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+    static float sum(Reg a) { return sum8(a); }
+    static __m256i mask(int64_t n) {
+        return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
+                                  _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    }
+    static Reg load(const float* p, int64_t n) {
+        return n == kLanes ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, mask(n));
+    }
+    static void store(float* p, int64_t n, Reg r) {
+        if (n == kLanes)
+            _mm256_storeu_ps(p, r);
+        else
+            _mm256_maskstore_ps(p, mask(n), r);
+    }
+    static Reg load_kv(KvType type, const uint8_t* row, int64_t first, int64_t n) {
+        if (type == KvType::f32) return load(reinterpret_cast<const float*>(row) + first, n);
+        const uint16_t* p = reinterpret_cast<const uint16_t*>(row) + first;
+        if (n == kLanes) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+        uint16_t part[kLanes] = {};
+        for (int64_t i = 0; i < n; ++i) part[i] = p[i];
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(part)));
+    }
+};
+
 }  // namespace
 
-const SparseOps kSparseOpsAvx2 = {"avx2", add_values, rows_dot, rows_tile};
+const CpuOps kCpuOpsAvx2 = {
+    "avx2", add_values, rows_dot, rows_tile, attention_scores_impl<Lanes>, attention_weigh_impl<Lanes>};
 
 }  // namespace sardine

@@ -1,4 +1,4 @@
-#include "kernels/sparse_ops.h"
+#include "kernels/cpu_ops.h"
 
 #include <cstdlib>
 #include <cstring>
@@ -11,34 +11,34 @@ namespace sardine {
 namespace {
 
 // Runnable tables, best first.
-std::vector<const SparseOps*> runnable() {
-    std::vector<const SparseOps*> out;
+std::vector<const CpuOps*> runnable() {
+    std::vector<const CpuOps*> out;
 #ifdef SARDINE_X86
     __builtin_cpu_init();
     const bool avx2 =
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        out.push_back(&kSparseOpsAvx512);
-    if (avx2) out.push_back(&kSparseOpsAvx2);
+        out.push_back(&kCpuOpsAvx512);
+    if (avx2) out.push_back(&kCpuOpsAvx2);
 #endif
-    out.push_back(&kSparseOpsPortable);
+    out.push_back(&kCpuOpsPortable);
     return out;
 }
 
 }  // namespace
 
-const SparseOps* find_sparse_ops(const char* name) {
-    for (const SparseOps* ops : runnable())
+const CpuOps* find_cpu_ops(const char* name) {
+    for (const CpuOps* ops : runnable())
         if (std::strcmp(ops->name, name) == 0) return ops;
     return nullptr;
 }
 
-const SparseOps& sparse_ops() {
-    static const SparseOps& chosen = []() -> const SparseOps& {
+const CpuOps& cpu_ops() {
+    static const CpuOps& chosen = []() -> const CpuOps& {
         const char* wanted = std::getenv("SARDINE_CPU");
         if (!wanted || !*wanted) return *runnable().front();
-        const SparseOps* ops = find_sparse_ops(wanted);
+        const CpuOps* ops = find_cpu_ops(wanted);
         if (!ops)
             throw InvalidArgument("SARDINE_CPU is '" + std::string(wanted) +
                                   "', expected portable, avx2 or avx512 as far as this processor has them");
