@@ -37,6 +37,9 @@ struct CpuOps {
     void (*attention_scores)(KvType type, const uint8_t* rows, size_t row_bytes, int64_t n_pos, int64_t dim,
                              const float* q, int64_t n_heads, float* scores);
 
+    // weights[j] = exp(weights[j] - top), of which none is above 0 before exp; returns their sum.
+    float (*attention_exp)(float* weights, int64_t n, float top);
+
     // out[h] += sum over j of weights[h][j] * row j; out is [n_heads, dim].
     void (*attention_weigh)(KvType type, const uint8_t* rows, size_t row_bytes, int64_t n_pos, int64_t dim,
                             const float* weights, int64_t n_heads, float* out);

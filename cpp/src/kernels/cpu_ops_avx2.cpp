@@ -93,6 +93,7 @@ void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, cons
 
 struct Lanes {
     static constexpr int64_t kLanes = 8;
+    static constexpr int kRegisters = 16;
     using Reg = __m256;
     static Reg set1(float x) { return _mm256_set1_ps(x); }
     static Reg zero() { return _mm256_setzero_ps(); }
@@ -123,7 +124,12 @@ struct Lanes {
 
 }  // namespace
 
-const CpuOps kCpuOpsAvx2 = {
-    "avx2", add_values, rows_dot, rows_tile, attention_scores_impl<Lanes>, attention_weigh_impl<Lanes>};
+const CpuOps kCpuOpsAvx2 = {"avx2",
+                            add_values,
+                            rows_dot,
+                            rows_tile,
+                            attention_scores_impl<Lanes>,
+                            attention_exp_impl<Lanes>,
+                            attention_weigh_impl<Lanes>};
 
 }  // namespace sardine

@@ -1,5 +1,3 @@
-#include <ggml.h>
-
 #include <cstring>
 
 #include "kernels/attention_impl.h"
@@ -8,6 +6,20 @@
 
 namespace sardine {
 namespace {
+
+// f16 to f32 without a table or a branch, so that the compiler can vectorise it.
+float widen(uint16_t half) {
+    const uint32_t magnitude = static_cast<uint32_t>(half & 0x7FFF) << 13;
+    float f;
+    std::memcpy(&f, &magnitude, 4);
+    f *= 0x1p112f;  // the exponents' difference; exact, subnormals included
+    uint32_t bits;
+    std::memcpy(&bits, &f, 4);
+    bits |= magnitude >= 0x0F800000 ? 0x7F800000 : 0;  // infinities and NaN
+    bits |= static_cast<uint32_t>(half & 0x8000) << 16;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
 
 void put(float* out, int64_t i, float v, bool accumulate) {
     out[i] = accumulate ? out[i] + v : v;
@@ -23,14 +35,14 @@ void add_values(ValueType type, const uint8_t* val, int64_t begin, int64_t n, fl
         }
     } else if (type == ValueType::f16) {
         for (int64_t i = 0; i < n; ++i) {
-            ggml_fp16_t v;
+            uint16_t v;
             std::memcpy(&v, val + 2 * (begin + i), 2);
-            put(out, i, weight * ggml_fp16_to_fp32(v), accumulate);
+            put(out, i, weight * widen(v), accumulate);
         }
     } else {
         const auto* blocks = reinterpret_cast<const Q8Block*>(val) + begin / kQ8Block;
         for (int64_t b = 0; b * kQ8Block < n; ++b) {
-            const float d = weight * ggml_fp16_to_fp32(blocks[b].d);
+            const float d = weight * widen(blocks[b].d);
             for (int64_t i = 0; i < kQ8Block; ++i) put(out, b * kQ8Block + i, d * blocks[b].q[i], accumulate);
         }
     }
@@ -58,7 +70,8 @@ void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, cons
 }
 
 struct Lanes {
-    static constexpr int64_t kLanes = 8;
+    static constexpr int64_t kLanes = 4;
+    static constexpr int kRegisters = 16;
     struct Reg {
         float v[kLanes];
     };
@@ -79,23 +92,32 @@ struct Lanes {
     }
     static Reg load(const float* p, int64_t n) {
         Reg r = zero();
-        for (int64_t i = 0; i < n; ++i) r.v[i] = p[i];
+        std::memcpy(r.v, p, n == kLanes ? sizeof r.v : n * sizeof(float));
         return r;
     }
     static void store(float* p, int64_t n, Reg r) {
-        for (int64_t i = 0; i < n; ++i) p[i] = r.v[i];
+        std::memcpy(p, r.v, n == kLanes ? sizeof r.v : n * sizeof(float));
     }
     static Reg load_kv(KvType type, const uint8_t* row, int64_t first, int64_t n) {
         if (type == KvType::f32) return load(reinterpret_cast<const float*>(row) + first, n);
+        const auto* p = reinterpret_cast<const uint16_t*>(row) + first;
         Reg r = zero();
-        ggml_fp16_to_fp32_row(reinterpret_cast<const ggml_fp16_t*>(row) + first, r.v, n);
+        if (n == kLanes)
+            for (int64_t i = 0; i < kLanes; ++i) r.v[i] = widen(p[i]);
+        else
+            for (int64_t i = 0; i < n; ++i) r.v[i] = widen(p[i]);
         return r;
     }
 };
 
 }  // namespace
 
-const CpuOps kCpuOpsPortable = {
-    "portable", add_values, rows_dot, rows_tile, attention_scores_impl<Lanes>, attention_weigh_impl<Lanes>};
+const CpuOps kCpuOpsPortable = {"portable",
+                                add_values,
+                                rows_dot,
+                                rows_tile,
+                                attention_scores_impl<Lanes>,
+                                attention_exp_impl<Lanes>,
+                                attention_weigh_impl<Lanes>};
 
 }  // namespace sardine
