@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings.h"
+#include "kernels/attention.h"
 #include "kernels/sparse_delta.h"
 #include "parallel.h"
 #include "sardine/error.h"
@@ -91,6 +92,50 @@ void bind_testing(py::module_& m) {
         py::arg("scale"), py::kw_only(), py::arg("n_rows"), py::arg("n_cols"), py::arg("block_columns"),
         py::arg("routes"), py::arg("x"), py::arg("n_threads") = 1,
         "y [n_tokens, n_rows] of one kernel path: 'reference', 'portable', 'avx2' or 'avx512'.");
+    m.def(
+        "attention",
+        [](const std::string& path, const Array<float>& q, const py::array& k, const py::array& v,
+           const Array<int32_t>& positions, float scale, int n_threads) {
+            const bool half = k.dtype().kind() == 'f' && k.itemsize() == 2;
+            const bool same = k.dtype().equal(v.dtype()) && (half || k.dtype().equal(py::dtype::of<float>()));
+            if (!same || q.ndim() != 3 || k.ndim() != 3 || v.ndim() != 3 || k.nbytes() != v.nbytes() ||
+                !(k.flags() & v.flags() & py::array::c_style))
+                throw InvalidArgument(
+                    "q must be [n_tokens, n_heads, dim]; k and v [n_kv, n_heads_kv, dim] f16 or f32");
+            AttentionArgs a{.q = q.data(),
+                            .out = nullptr,
+                            .k = static_cast<const uint8_t*>(k.data()),
+                            .v = static_cast<const uint8_t*>(v.data()),
+                            .type = half ? KvType::f16 : KvType::f32,
+                            .row_bytes = static_cast<size_t>(k.strides(0)),
+                            .positions = positions.data(),
+                            .n_tokens = q.shape(0),
+                            .n_heads = q.shape(1),
+                            .n_heads_kv = k.shape(1),
+                            .dim = q.shape(2),
+                            .scale = scale};
+            const CpuOps* ops = find_cpu_ops(path.c_str());
+            if (!ops) throw InvalidArgument("kernel path '" + path + "' does not run here");
+            if (k.shape(2) != a.dim || a.n_heads_kv < 1 || a.n_heads % a.n_heads_kv != 0 ||
+                positions.size() != a.n_tokens)
+                throw InvalidArgument("the arrays' shapes do not fit");
+            for (int64_t t = 0; t < a.n_tokens; ++t)
+                if (a.positions[t] < 0 || a.positions[t] >= k.shape(0))
+                    throw InvalidArgument("a position is outside the cache");
+            Array<float> out({a.n_tokens, a.n_heads, a.dim});
+            a.out = out.mutable_data();
+            py::gil_scoped_release release;
+            parallel_for(n_threads, n_threads, 1, [&](int64_t begin, int64_t end) {
+                std::vector<float> scratch(attention_scratch(a.n_heads, a.n_heads_kv));
+                for (int64_t i = begin; i < end; ++i)
+                    attention(a, *ops, static_cast<int>(i), n_threads, scratch.data());
+            });
+            return out;
+        },
+        py::arg("path"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("positions"), py::kw_only(),
+        py::arg("scale"), py::arg("n_threads") = 1,
+        "Causal attention [n_tokens, n_heads, dim] of one kernel path; a token sees the rows 0 to its "
+        "position.");
     m.def(
         "kernel_paths",
         [] {

@@ -43,24 +43,19 @@ class ChatTemplate:
     """Renders messages and tokenizes the result.
 
     Args:
-        model: gives the template (unless `template` does), the tokenizer and its control tokens.
-        metadata: the file's keys.
+        model: gives the template (unless `template` does) and the tokenizer.
         template: Jinja source to use instead of the file's.
 
     Raises:
         FormatError: the file has no template or one that does not parse.
     """
 
-    def __init__(
-        self, model: Model, metadata: Mapping[str, Any], template: str | None = None
-    ) -> None:
+    def __init__(self, model: Model, template: str | None = None) -> None:
         self._model = model
         path = model.path
-        tokens = metadata.get("tokenizer.ggml.tokens", [])
-        types = metadata.get("tokenizer.ggml.token_type", [])
-        self.control = [t for t, kind in zip(tokens, types, strict=False) if kind in (3, 4) and t]
-        source = template or metadata.get("tokenizer.chat_template")
-        if source is None and "[INST]" in self.control and "[/INST]" in self.control:
+        control = model.control_tokens
+        source = template or model.file.get("tokenizer.chat_template")
+        if source is None and "[INST]" in control and "[/INST]" in control:
             source = _MISTRAL_TEMPLATE
         if not isinstance(source, str):
             raise FormatError(
@@ -85,7 +80,7 @@ class ChatTemplate:
         self._bos = model.token_text(model.bos) if model.bos >= 0 else ""
         self._eos = model.token_text(model.eos) if model.eos >= 0 else ""
         self._control_pattern = re.compile(
-            "|".join(re.escape(t) for t in sorted(self.control, key=len, reverse=True)) or r"(?!)"
+            "|".join(re.escape(t) for t in sorted(control, key=len, reverse=True)) or r"(?!)"
         )
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:

@@ -85,7 +85,7 @@ class Sardine:
             kv_type=kv_type,
             delta_mode=self._delta_mode,
         )
-        self.sampling = SamplingOptions.from_metadata(self.metadata, seed)
+        self.sampling = SamplingOptions.from_file(self._model.file, seed)
         if verbose:
             print(self.describe(), file=sys.stderr)
 
@@ -159,7 +159,7 @@ class Sardine:
         """The file, the base, the experts and the context, in three lines for people."""
         h, e = self.model.hparams, self.model.experts
         path = Path(self.model.path)
-        name = self.metadata.get("general.name") or path.stem
+        name = self.model.file.get("general.name") or path.stem
         experts = (
             f"experts: {e['expert_count']}, {e['expert_used_count']} a token, in {len(e['layers'])} of "
             f"{h['n_layer']} layers ({', '.join(e['names'])})"
@@ -202,7 +202,7 @@ class Sardine:
             ValueError: there are none, or one is no token id.
             BusyError: another thread is evaluating.
         """
-        return self.session.eval(list(tokens))
+        return self.session.eval([int(t) for t in tokens])
 
     def routing(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Experts of the last evaluation and their weights, each [n_layers_with_experts, n_tokens, top_k].
@@ -317,17 +317,15 @@ class Sardine:
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """The file's chat template."""
-        return ChatTemplate(self.model, self.metadata)
+        return ChatTemplate(self.model)
 
     @cached_property
     def think_tokens(self) -> tuple[int, int] | None:
         """Ids of [THINK] and [/THINK], if the vocabulary has them as control tokens."""
-        tokens = self.metadata.get("tokenizer.ggml.tokens", [])
-        try:
-            pair = tokens.index("[THINK]"), tokens.index("[/THINK]")
-        except ValueError:
-            return None
-        return pair if all(self.model.is_control(t) for t in pair) else None
+        control = self.model.control_tokens
+        if "[THINK]" in control and "[/THINK]" in control:
+            return control["[THINK]"], control["[/THINK]"]
+        return None
 
     def start_chat(
         self,

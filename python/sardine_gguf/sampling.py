@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from sardine_gguf._native import Sampler
+from sardine_gguf._native import GgufFile, Sampler
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class SamplingOptions:
     seed: int = -1
 
     @staticmethod
-    def from_metadata(metadata: Mapping[str, object], seed: int = -1) -> SamplingOptions:
+    def from_file(file: GgufFile, seed: int = -1) -> SamplingOptions:
         """The `general.sampling.*` keys of a file over the defaults."""
         found = {}
         for name, key in (
@@ -37,7 +36,7 @@ class SamplingOptions:
             ("top_p", "top_p"),
             ("min_p", "min_p"),
         ):
-            value = metadata.get(f"general.sampling.{key}")
+            value = file.get(f"general.sampling.{key}")
             if isinstance(value, int | float) and not isinstance(value, bool):
                 found[name] = int(value) if name == "top_k" else float(value)
         return replace(SamplingOptions(seed=seed), **found)  # type: ignore[arg-type]
