@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -106,6 +108,14 @@ class AtomicFile:
             except OSError:  # a file system without locks: nothing will sweep it either
                 pass
             return
+
+    def need(self, size: int) -> None:
+        """Raises OSError (ENOSPC) now rather than after minutes if size bytes cannot fit."""
+        free = shutil.disk_usage(self.path.parent).free
+        if size > free:
+            raise OSError(
+                errno.ENOSPC, f"{size} bytes are needed and {free} are free", str(self.path)
+            )
 
     def write(self, data: Any) -> None:
         """Writes all of a bytes-like object."""

@@ -9,51 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from sardine_gguf.errors import FormatError
 
 from . import pt_pickle
 from .files import read_json_if_there
 from .pt_tensor import PtTensor
 from .pt_zip import PtZip
-from .schema import MATRICES, MAX_EXPERTS, matrix_shape
+from .schema import MATRICES, MAX_EXPERTS
+from .srde_layer import ATOMS, INDICES, LOGITS, MIX, ROUTER, SrdeLayer
 
 _FILES = ("srde_weights.pt", "weights.pt")
 _MODULE = "module."
-_ATOMS, _MIX = "vocabulary.atoms", "vocabulary.expert_atom_weights"
-_ROUTER = "router.gate.weight"
-_INDICES, _LOGITS = "mask_selector.indices", "mask_selector.mask_logits"
-
-
-@dataclass(frozen=True)
-class SrdeLayer:
-    """The tensors of one augmented layer, not loaded.
-
-    Attributes:
-        atoms: [A, n]; mix: [E, A]; importance: E tensors [n]; router: [E, H].
-        indices: [n] integers, or None where mask_logits [N] select the n largest.
-        base_ffn: frozen copies of the base's matrices, by "gate", "up", "down"; may be empty.
-    """
-
-    index: int
-    file: str
-    atoms: PtTensor
-    mix: PtTensor
-    importance: tuple[PtTensor, ...]
-    router: PtTensor
-    indices: PtTensor | None
-    mask_logits: PtTensor | None
-    base_ffn: dict[str, PtTensor]
-
-    @property
-    def n(self) -> int:
-        """Positions of the layer."""
-        return self.atoms.shape[1]
-
-    def bad(self, key: str, message: str) -> FormatError:
-        """A FormatError about a key of this layer."""
-        where = f"srde_layers.{self.index}.{key}"
-        return FormatError(f"{self.file}: {where}: {message}", file=self.file, field=where)
 
 
 @dataclass
@@ -101,7 +67,8 @@ def find_file(path: Path) -> tuple[Path, Path | None]:
 
 
 def read_checkpoint(path: Path, n_layers: int) -> Checkpoint:
-    """Reads a checkpoint's structure. Shapes against the base are checked by check_shapes.
+    """Reads a checkpoint's structure. Shapes against the base are checked by
+    srde_layer.check_shapes.
 
     Args:
         path: a .pt file, or a folder that holds one.
@@ -144,7 +111,7 @@ def read_checkpoint(path: Path, n_layers: int) -> Checkpoint:
     for layer in layers:
         if layer.mix.shape != layers[0].mix.shape:
             raise layer.bad(
-                _MIX,
+                MIX,
                 f"{layer.mix.shape[0]} experts and {layer.mix.shape[1]} atoms, "
                 f"layer {layers[0].index} has {layers[0].mix.shape[0]} and "
                 f"{layers[0].mix.shape[1]}; they must be the same in each layer",
@@ -209,99 +176,50 @@ def _layer(index: int, entries: dict[Any, Any], file: str) -> SrdeLayer:
             raise bad(str(key)[:80], f"expected a tensor, found {type(value).__name__}")
         tensors[bare] = value
 
-    mix = tensors.get(_MIX)
+    mix = tensors.get(MIX)
     n_experts = mix.shape[0] if mix is not None and len(mix.shape) == 2 else 1
     if mix is not None and (
         len(mix.shape) != 2 or not 1 <= n_experts <= MAX_EXPERTS or mix.shape[1] < 1
     ):
         raise bad(
-            _MIX,
+            MIX,
             f"shape {list(mix.shape)}, expected [experts, atoms] with 1 to {MAX_EXPERTS} experts",
         )
     importance = [f"experts.{e}.importance" for e in range(n_experts)]
-    copies = {f"experts.{e}.{key}": key for e in range(n_experts) for key in (_ATOMS, _MIX)}
+    copies = {f"experts.{e}.{key}": key for e in range(n_experts) for key in (ATOMS, MIX)}
     base = {m: f"base_ffn.{m}_proj.weight" for m in MATRICES}
-    required = [_ATOMS, _MIX, _ROUTER, *importance]
+    required = [ATOMS, MIX, ROUTER, *importance]
     missing = [key for key in required if key not in tensors]
-    if _INDICES not in tensors and _LOGITS not in tensors:
-        missing.append(f"{_INDICES} (or {_LOGITS})")
+    if INDICES not in tensors and LOGITS not in tensors:
+        missing.append(f"{INDICES} (or {LOGITS})")
     if missing:
         raise bad("", "missing " + ", ".join(missing))
-    unknown = set(tensors) - {*required, *copies, *base.values(), _INDICES, _LOGITS}
+    unknown = set(tensors) - {*required, *copies, *base.values(), INDICES, LOGITS}
     if unknown:
         raise bad(
             min(unknown)[:120],
             f"is not a known key ({len(unknown)} unknown); {n_experts} "
             "experts by vocabulary.expert_atom_weights",
         )
-    if _INDICES in tensors and _LOGITS in tensors:
-        raise bad(_LOGITS, f"is there together with {_INDICES}, expected one of them")
+    if INDICES in tensors and LOGITS in tensors:
+        raise bad(LOGITS, f"is there together with {INDICES}, expected one of them")
     for key, value in tensors.items():
-        if key == _INDICES:
+        if key == INDICES:
             if not value.dtype.is_integer:
                 raise bad(key, f"type {value.dtype.name}, expected integers")
         elif not value.dtype.is_float:
             raise bad(key, f"type {value.dtype.name}, expected f32, f16, bf16 or f64")
     for key, original in copies.items():
-        if key in tensors and not _agree(tensors[key], tensors[original]):
+        if key in tensors and not tensors[key].same_values(tensors[original]):
             raise bad(key, f"differs from {original}, expected the same values")
     return SrdeLayer(
         index,
         file,
-        tensors[_ATOMS],
-        tensors[_MIX],
+        tensors[ATOMS],
+        tensors[MIX],
         tuple(tensors[k] for k in importance),
-        tensors[_ROUTER],
-        tensors.get(_INDICES),
-        tensors.get(_LOGITS),
+        tensors[ROUTER],
+        tensors.get(INDICES),
+        tensors.get(LOGITS),
         {m: tensors[key] for m, key in base.items() if key in tensors},
     )
-
-
-def _agree(a: PtTensor, b: PtTensor) -> bool:
-    if a.same_place(b):
-        return True
-    if a.shape != b.shape:
-        return False
-    step = max(1, (1 << 22) // max(1, a.shape[0]))
-    raw_a, raw_b = a.raw(), b.raw()
-    if a.dtype == b.dtype:
-        return all(
-            np.array_equal(raw_a[:, i : i + step], raw_b[:, i : i + step])
-            for i in range(0, a.shape[1], step)
-        )
-    return bool(np.array_equal(a.float64(), b.float64()))
-
-
-def check_shapes(layer: SrdeLayer, hidden: int, inner: int) -> None:
-    """Checks a layer's shapes among themselves and against the base's H and I.
-
-    Raises:
-        FormatError: names the first tensor that does not fit.
-    """
-    n_experts, n_atoms = layer.mix.shape
-    total = 3 * hidden * inner
-
-    def expect(key: str, tensor: PtTensor, shape: tuple[int, ...], why: str) -> None:
-        if tensor.shape != shape:
-            raise layer.bad(key, f"shape {list(tensor.shape)}, expected {list(shape)} ({why})")
-
-    if len(layer.atoms.shape) != 2 or layer.atoms.shape[0] != n_atoms:
-        raise layer.bad(_ATOMS, f"shape {list(layer.atoms.shape)}, expected [{n_atoms}, n]")
-    n = layer.n
-    expect(_ROUTER, layer.router, (n_experts, hidden), "experts, the base's embedding length")
-    for e, tensor in enumerate(layer.importance):
-        expect(f"experts.{e}.importance", tensor, (n,), "one per position of the atoms")
-    if layer.indices is not None:
-        expect(_INDICES, layer.indices, (n,), "one per position of the atoms")
-    if layer.mask_logits is not None:
-        expect(_LOGITS, layer.mask_logits, (total,), "one per FFN parameter of the base")
-    for matrix, tensor in layer.base_ffn.items():
-        expect(
-            f"base_ffn.{matrix}_proj.weight",
-            tensor,
-            matrix_shape(matrix, hidden, inner),
-            "the base's matrix",
-        )
-    if n > total:
-        raise layer.bad(_ATOMS, f"{n} positions, the layer has only {total} FFN parameters")

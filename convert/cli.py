@@ -20,7 +20,7 @@ EXIT_USAGE, EXIT_FORMAT, EXIT_IO, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 3, 4, 1
 
 
 class _Terminated(BaseException):
-    """SIGTERM, raised so that the temporary file is removed."""
+    """SIGTERM or SIGHUP, raised so that the temporary file is removed."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -176,7 +176,14 @@ def _line(text: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     args = _parser().parse_args(argv)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    # What is ignored already (SIGHUP under nohup) stays so.
+    ours = {
+        number: handler
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+    }
+    for number in ours:
+        signal.signal(number, _terminate)
     try:
         _run(args)
         sys.stdout.flush()
@@ -199,7 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("convert-sardine: error: terminated", file=sys.stderr)
         return EXIT_TERMINATED
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in ours.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import gguf
 from sardine_gguf.errors import FormatError
 
 from . import native, schema
@@ -13,11 +14,20 @@ from .atomic import AtomicFile, check_destination, sweep
 from .base import Base
 from .base_gguf import check_ffn, read_gguf
 from .base_hf import read_folder
-from .checkpoint import Checkpoint, check_shapes, find_file, read_checkpoint
+from .checkpoint import Checkpoint, find_file, read_checkpoint
 from .compare import choose_top_k, compare_base_ffn, compare_configs
 from .deltas import DeltaPart, delta_part
-from .gguf_file import Metadata, Part, TensorSpec, pack_header, padded, stream
+from .gguf_file import (
+    Metadata,
+    Part,
+    TensorSpec,
+    pack_header,
+    pack_metadata,
+    padded,
+    stream,
+)
 from .report import ConversionReport
+from .srde_layer import check_shapes
 
 PathLike = str | os.PathLike[str]
 # Called with (bytes written, bytes in all, tensor name) while the file is written.
@@ -132,6 +142,7 @@ def write_file(
     done = len(header)
     sweep(path)
     with AtomicFile(path) as file:
+        file.need(total)
         file.write(header)
         for name, piece in stream(parts, alignment):
             file.write(piece)
@@ -157,7 +168,7 @@ def _verify(
     if (
         path.stat().st_size != size
         or tensors != expected
-        or {k: v[0] for k, v in found.kv.items()} != {k: v[0] for k, v in metadata.items()}
+        or pack_metadata(dict(found.kv)) != pack_metadata(metadata)
     ):
         raise OSError(
             f"{path}: the written file does not read back as it was written; is the disk sound?"
@@ -196,8 +207,8 @@ def _names(names: Sequence[str] | None, n_experts: int) -> list[str]:
     names = [name.strip() for name in names]
     if len(names) != n_experts:
         raise OptionError(f"{len(names)} expert names: the checkpoint has {n_experts} experts")
-    if len(set(names)) != len(names) or not all(names):
-        raise OptionError("expert names: expected unique names that are not empty")
+    if len(set(names)) != len(names) or not all(name and name.isprintable() for name in names):
+        raise OptionError("expert names: expected unique, printable names that are not empty")
     return names
 
 
@@ -250,7 +261,7 @@ def _report(
         positions={m: sum(p.counts[m] for p in parts) for m in schema.MATRICES},
         parameters=dict.fromkeys(schema.MATRICES, model.hidden * model.inner * len(parts)),
         tensors=[*own, *base],
-        type_names={t.id: t.name for t in schema.TYPES.values()},
+        type_names={int(t): t.name.lower() for t in gguf.GGMLQuantizationType},
         dry_run=dry_run,
     )
 

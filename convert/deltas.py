@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from . import native, schema
 from .arrays import F32Array
-from .checkpoint import SrdeLayer
 from .gguf_file import TensorSpec, as_bytes, padded, spec
 from .pack import count, flat_offset, pack, split, value_scale
 from .positions import read_positions
+from .srde_layer import SrdeLayer
 from .values import expert_values, router_weights
 
 _F16_MAX = 65504.0

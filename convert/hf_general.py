@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
 
 import gguf
+import yaml  # type: ignore[import-untyped]
 from gguf import GGUFValueType as ValueType
 from sardine_gguf.errors import FormatError
 
@@ -14,6 +16,8 @@ from .files import regular_size
 from .gguf_file import Metadata
 from .hf_config import ARCH
 from .schema import FILE_TYPES
+
+MAX_CARD_BYTES, MAX_FRONT_MATTER = 4 << 20, 256 << 10
 
 _TYPE_NAMES = {
     ValueType.UINT32: "u32",
@@ -31,14 +35,18 @@ def general_metadata(folder: Path, out_type: str, n_parameters: int) -> Metadata
         FormatError: one of those files is malformed.
     """
     for name in ("README.md", "config.json", "generation_config.json"):
-        if (folder / name).exists():
-            regular_size(folder / name)
+        if (folder / name).exists() and regular_size(folder / name) > MAX_CARD_BYTES:
+            raise FormatError(
+                f"{folder / name}: expected at most {MAX_CARD_BYTES} bytes",
+                file=str(folder / name),
+            )
     out: Metadata = {"general.architecture": ("str", ARCH), "general.type": ("str", "model")}
     logs = [logging.getLogger(n) for n in ("metadata", "gguf.gguf_writer")]
     levels = [log.level for log in logs]
     for log in logs:
         log.setLevel(logging.ERROR)
     try:
+        _check_card(folder / "README.md")
         out.update(_collect(folder, n_parameters))
     except OSError:
         raise
@@ -54,6 +62,24 @@ def general_metadata(folder: Path, out_type: str, n_parameters: int) -> Metadata
     out["general.file_type"] = ("u32", FILE_TYPES[out_type])
     out["general.quantization_version"] = ("u32", gguf.GGML_QUANT_VERSION)
     return out
+
+
+def _check_card(path: Path) -> None:
+    """Refuses YAML that a short text makes long to read: aliases, deep nesting."""
+    if not path.exists():
+        return
+    lines = path.read_text("utf-8").splitlines()
+    if lines[:1] != ["---"]:
+        return
+    front = "\n".join(itertools.takewhile(lambda line: line != "---", lines[1:]))
+    if len(front) > MAX_FRONT_MATTER:
+        raise ValueError(f"front matter of {len(front)} characters")
+    depth = 0
+    for event in yaml.parse(front.replace("\t", "  "), Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > 50:
+            raise ValueError("the model card's front matter has aliases or is nested too deeply")
 
 
 def _collect(folder: Path, n_parameters: int) -> Metadata:

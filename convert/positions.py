@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoint import SrdeLayer
+from .srde_layer import SrdeLayer
 
 Positions = NDArray[np.int64]
 

@@ -6,7 +6,6 @@ known; everything else is refused. There is no retry with a more permissive read
 
 from __future__ import annotations
 
-import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,13 @@ from typing import Any
 from sardine_gguf.errors import FormatError
 
 from .arrays import DTYPES
+from .pt_opcodes import operations
 from .pt_tensor import make_storage, rebuild
 from .pt_zip import PtZip
 
 MAX_PICKLE_BYTES = 16 << 20
-MAX_OPCODES = 2_000_000
+# A tensor takes about 40 operations, and few tensors share a member.
+OPERATIONS, OPERATIONS_PER_MEMBER = 200_000, 100
 
 _STORAGES = {
     f"{name}Storage": DTYPES[dtype]
@@ -77,29 +78,23 @@ def load(archive: PtZip) -> Any:
     """
     data = archive.read("data.pkl", MAX_PICKLE_BYTES)
     machine = _Machine(archive)
+    limit = OPERATIONS + OPERATIONS_PER_MEMBER * len(archive.members)
     try:
-        for count, (opcode, argument, position) in enumerate(pickletools.genops(data)):
-            if count >= MAX_OPCODES:
-                raise archive.bad(f"data.pkl: more than {MAX_OPCODES} operations", "data.pkl")
-            if opcode.name == "STOP":
-                if position != len(data) - 1 or len(machine.stack) != 1:
-                    raise archive.bad("data.pkl: bytes or objects after its end", "data.pkl")
-                return machine.stack[0]
-            step = _STEPS.get(opcode.name)
-            if step is None:
-                raise archive.bad(
-                    f"data.pkl: the operation {opcode.name} is not one that "
-                    "torch.save writes for tensors",
-                    "data.pkl",
-                )
-            step(machine, argument)
+        for count, (name, argument, end) in enumerate(operations(data)):
+            if count >= limit:
+                raise ValueError(f"more than {limit} operations")
+            if name == "STOP":
+                if end != len(data) or len(machine.stack) != 1:
+                    raise ValueError("bytes or objects after its end")
+                return machine.pop()
+            _STEPS[name](machine, argument)
     except FormatError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
         raise archive.bad(
             f"data.pkl is malformed: {type(error).__name__}: {str(error)[:200]}", "data.pkl"
         ) from None
-    raise archive.bad("data.pkl has no end", "data.pkl")
+    raise archive.bad("data.pkl is malformed: it has no end", "data.pkl")
 
 
 class _Machine:
@@ -123,7 +118,10 @@ class _Machine:
         raise ValueError("no mark")
 
     def pop_many(self, n: int) -> tuple[Any, ...]:
-        return tuple(reversed([self.pop() for _ in range(n)]))
+        if len(self.stack) < n or _MARK in (items := self.stack[-n:]):
+            raise ValueError("too few values")
+        del self.stack[-n:]
+        return tuple(items)
 
     def top(self, kind: type) -> Any:
         if not self.stack or not isinstance(self.stack[-1], kind):
@@ -186,12 +184,6 @@ def _push(value: Any) -> _Step:
     return lambda m, _: m.stack.append(value)
 
 
-def _literal(m: _Machine, value: Any) -> None:
-    if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        raise ValueError("an integer beyond 64 bits")
-    m.stack.append(value)
-
-
 def _dict(m: _Machine, _: Any) -> None:
     items = m.pop_to_mark()
     m.stack.append({})
@@ -221,20 +213,7 @@ _STEPS: dict[str, _Step] = {
     "EMPTY_TUPLE": _push(()),
     "EMPTY_DICT": lambda m, _: m.stack.append({}),
     "EMPTY_LIST": lambda m, _: m.stack.append([]),
-    **dict.fromkeys(
-        (
-            "BININT",
-            "BININT1",
-            "BININT2",
-            "LONG1",
-            "LONG4",
-            "BINFLOAT",
-            "BINUNICODE",
-            "SHORT_BINUNICODE",
-            "BINUNICODE8",
-        ),
-        _literal,
-    ),
+    "LITERAL": lambda m, v: m.stack.append(v),
     "DICT": _dict,
     "LIST": lambda m, _: m.stack.append(m.pop_to_mark()),
     "TUPLE": lambda m, _: m.stack.append(tuple(m.pop_to_mark())),
@@ -245,14 +224,12 @@ _STEPS: dict[str, _Step] = {
     "SETITEMS": lambda m, _: m.set_items(m.pop_to_mark()),
     "APPEND": lambda m, _: _append(m, [m.pop()]),
     "APPENDS": lambda m, _: _append(m, m.pop_to_mark()),
-    "GLOBAL": lambda m, v: m.name(*v.split(" ", 1)),
+    "GLOBAL": lambda m, v: m.name(*v),
     "STACK_GLOBAL": _stack_global,
     "BINPERSID": lambda m, _: m.stack.append(make_storage(m.archive, m.pop(), _STORAGES)),
     "REDUCE": lambda m, _: m.call(),
     "BUILD": lambda m, _: m.build(),
-    "BINPUT": lambda m, v: m.remember(v),
-    "LONG_BINPUT": lambda m, v: m.remember(v),
+    "PUT": lambda m, v: m.remember(v),
     "MEMOIZE": lambda m, _: m.remember(len(m.memo)),
-    "BINGET": lambda m, v: m.stack.append(m.memo[v]),
-    "LONG_BINGET": lambda m, v: m.stack.append(m.memo[v]),
+    "GET": lambda m, v: m.stack.append(m.memo[v]),
 }

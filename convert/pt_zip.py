@@ -162,8 +162,10 @@ class PtZip:
         return members
 
     def _data_start(self, file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-        file.seek(entry.header_offset)
-        raw = file.read(_LOCAL.size)
+        raw = b""
+        if 0 <= entry.header_offset < self._size:
+            file.seek(entry.header_offset)
+            raw = file.read(_LOCAL.size)
         if len(raw) == _LOCAL.size:
             fields = _LOCAL.unpack(raw)
             name = file.read(fields[9])

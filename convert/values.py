@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import F32Array, to_float64
-from .checkpoint import SrdeLayer
+from .srde_layer import SrdeLayer
 
 CHUNK = 1 << 14  # positions at a time, so that the partial sums stay in the cache
 
