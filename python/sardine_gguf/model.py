@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,18 @@ from sardine_gguf.generation import Generation
 from sardine_gguf.sampling import SamplingOptions
 
 DeltaMode = Literal["sparse", "gain", "off"]
+
+
+class GenerationOptions(TypedDict, total=False):
+    """Options of a generation; `Sardine.start` says what they mean and what leaving one out does."""
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
 
 
 def _stop_list(stop: str | Sequence[str] | None) -> list[str]:
@@ -263,56 +275,15 @@ class Sardine:
             reuse_prefix=reuse_prefix,
         )
 
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-    ) -> str:
-        """The text that continues a prompt. Arguments as in `start`."""
-        return "".join(
-            self.stream_generate(
-                prompt,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                seed=seed,
-                stop=stop,
-            )
-        )
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> str:
+        """The text that continues a prompt. Options as in `start`."""
+        return "".join(self.stream_generate(prompt, **options))
 
     def stream_generate(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
+        self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]
     ) -> Iterator[str]:
-        """Yields the same text piece by piece, each of whole characters. Leaving the loop stops the work."""
-        generation = self.start(
-            prompt,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            seed=seed,
-            stop=stop,
-        )
-        return (piece for _, piece in generation)
+        """Yields the same text in pieces of whole characters. Leaving the loop stops the work."""
+        return (piece for _, piece in self.start(prompt, **options))
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
@@ -328,48 +299,48 @@ class Sardine:
         return None
 
     def start_chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
+        self, messages: Sequence[Message], **options: Unpack[GenerationOptions]
     ) -> Generation:
-        """The generation of the next assistant message; evaluates only what is new since the last turn."""
+        """The generation of the next assistant message; evaluates only what is new since the last turn.
+
+        Options as in `start`.
+        """
         return self.start(
             self.chat_template.encode(messages),
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            seed=seed,
-            stop=stop,
             think=self.think_tokens,
             reuse_prefix=True,
+            **options,
         )
 
     @overload
     def create_chat_completion(
-        self, messages: Sequence[Message], *, stream: Literal[False] = ..., **options: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: Literal[False] = ...,
+        **options: Unpack[GenerationOptions],
     ) -> dict[str, Any]: ...
     @overload
     def create_chat_completion(
-        self, messages: Sequence[Message], *, stream: Literal[True], **options: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: Literal[True],
+        **options: Unpack[GenerationOptions],
     ) -> Iterator[dict[str, Any]]: ...
     def create_chat_completion(
-        self, messages: Sequence[Message], *, stream: bool = False, **options: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: bool = False,
+        **options: Unpack[GenerationOptions],
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """The next assistant message in OpenAI's shape, or an iterator over chunks of it.
 
         Args:
             messages: {"role": ..., "content": text or blocks}, as the model's template takes them.
             stream: yield chunks; the last has the finish reason and the usage.
-            options: max_tokens, temperature, top_k, top_p, min_p, seed, stop; any other is a TypeError.
+            options: as in `start`; any other is a TypeError.
         """
         generation = self.start_chat(messages, **options)
         name = Path(self.model.path).name
