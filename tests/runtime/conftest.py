@@ -1,0 +1,33 @@
+"""Models that many tests read, converted once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from models import TinyModel, make_model
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for converted models."""
+    return tmp_path_factory.mktemp("runtime")
+
+
+@pytest.fixture(scope="session")
+def tiny(workshop: Path) -> TinyModel:
+    """E 5, k 3, inner 100 (no multiple of 32), all of the 3 layers, float32."""
+    return make_model(
+        workshop / "tiny", top_k=3, base={"inner": 100}, srde={"n_experts": 5, "density": 0.05}
+    )
+
+
+@pytest.fixture(scope="session")
+def small(workshop: Path) -> TinyModel:
+    """A small file for damage: 2 layers, 3 experts, q8_0 values in column blocks of 20."""
+    return make_model(
+        workshop / "small",
+        base={"hidden": 32, "inner": 33, "layers": 2, "heads": 2, "heads_kv": 1, "vocab": 270},
+        srde={"n_experts": 3, "density": 0.05},
+        out={"block_columns": 20, "delta_type": "q8_0"},
+    )
