@@ -118,7 +118,7 @@ void bind_gguf(py::module_& m) {
 
     py::class_<GgufFile>(m, "GgufFile", "Strict reader of a GGUF header; raises FormatError.")
         .def(py::init<const std::string&>(), py::arg("path"))
-        .def_property_readonly("path", &GgufFile::path)
+        .def_property_readonly("path", [](const GgufFile& f) { return path_str(f.path()); })
         .def_property_readonly("alignment", &GgufFile::alignment)
         .def_property_readonly("data_offset", &GgufFile::data_offset)
         .def_property_readonly("tensors", &GgufFile::tensors)

@@ -44,7 +44,7 @@ void bind_model(py::module_& m) {
                  return std::make_shared<Model>(path, ModelOptions{.n_threads = n_threads});
              }),
              py::arg("path"), py::kw_only(), py::arg("n_threads") = 0)
-        .def_property_readonly("path", &Model::path)
+        .def_property_readonly("path", [](const Model& m) { return path_str(m.path()); })
         .def_property_readonly("file", &Model::file, py::return_value_policy::reference_internal)
         .def_property_readonly("hparams", &hparams_dict)
         .def_property_readonly("experts", &experts_dict)
@@ -63,8 +63,8 @@ void bind_model(py::module_& m) {
             py::arg("text"), py::arg("add_bos"), py::arg("special"))
         .def(
             "piece",
-            [](const Model& m, int32_t token, bool special) {
-                return py::bytes(m.tokenizer().piece(token, special));
+            [](const Model& m, int64_t token, bool special) {
+                return py::bytes(m.tokenizer().piece(narrow_token(token), special));
             },
             py::arg("token"), py::arg("special") = false)
         .def_property_readonly("control_tokens",
@@ -76,13 +76,16 @@ void bind_model(py::module_& m) {
                                })
         .def(
             "token_text",
-            [](const Model& m, int32_t token) { return lenient_str(m.tokenizer().text(token)); },
+            [](const Model& m, int64_t token) {
+                return lenient_str(m.tokenizer().text(narrow_token(token)));
+            },
             py::arg("token"))
         .def(
-            "is_end", [](const Model& m, int32_t token) { return m.tokenizer().is_end(token); },
+            "is_end", [](const Model& m, int64_t token) { return m.tokenizer().is_end(narrow_token(token)); },
             py::arg("token"))
         .def(
-            "is_control", [](const Model& m, int32_t token) { return m.tokenizer().is_control(token); },
+            "is_control",
+            [](const Model& m, int64_t token) { return m.tokenizer().is_control(narrow_token(token)); },
             py::arg("token"))
         .def_property_readonly("bos", [](const Model& m) { return m.tokenizer().bos(); })
         .def_property_readonly("eos", [](const Model& m) { return m.tokenizer().eos(); })

@@ -1,7 +1,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <limits>
+#include <algorithm>
 #include <optional>
 
 #include "bindings.h"
@@ -45,12 +45,9 @@ void run_interruptible(Session& s, const F& f) {
     s.set_interrupt(nullptr);
 }
 
-// Token ids as Python has them; what does not fit 32 bits is no token either.
 std::vector<int32_t> narrow(const std::vector<int64_t>& tokens) {
-    std::vector<int32_t> out;
-    out.reserve(tokens.size());
-    for (const int64_t t : tokens)
-        out.push_back(t < 0 || t > std::numeric_limits<int32_t>::max() ? -1 : static_cast<int32_t>(t));
+    std::vector<int32_t> out(tokens.size());
+    std::ranges::transform(tokens, out.begin(), narrow_token);
     return out;
 }
 

@@ -17,11 +17,11 @@ void bind_errors(py::module_&) {
             if (p) std::rethrow_exception(p);
         } catch (const FormatError& e) {
             py::object cls = py::module_::import("sardine_gguf.errors").attr("FormatError");
-            py::object error = cls(lenient_str(e.what()), py::arg("file") = lenient_str(e.file()),
+            py::object error = cls(lenient_str(e.what()), py::arg("file") = path_str(e.file()),
                                    py::arg("field") = lenient_str(e.field()));
             PyErr_SetObject(cls.ptr(), error.ptr());
         } catch (const IoError& e) {
-            py::tuple args = py::make_tuple(e.code(), lenient_str(e.what()), lenient_str(e.file()));
+            py::tuple args = py::make_tuple(e.code(), lenient_str(e.what()), path_str(e.file()));
             PyErr_SetObject(PyExc_OSError, args.ptr());
         } catch (const InvalidArgument& e) {
             PyErr_SetString(PyExc_ValueError, e.what());

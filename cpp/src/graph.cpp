@@ -192,7 +192,7 @@ Graph::Graph(const GraphContext& g, const GraphShape& s, ggml_gallocr* allocator
     tokens = input(GGML_TYPE_I32, s.n_tokens, 1, 1, "tokens");
     positions = input(GGML_TYPE_I32, s.n_tokens, 1, 1, "positions");
     kv_rows = input(GGML_TYPE_I64, s.n_tokens, 1, 1, "kv_rows");
-    if (s.n_tokens >= kFlashTokens) mask = input(GGML_TYPE_F16, s.n_kv, s.n_tokens, 1, "mask");
+    if (uses_flash_attention(g.mode, s.n_tokens)) mask = input(GGML_TYPE_F16, s.n_kv, s.n_tokens, 1, "mask");
     if (h.attn_temp_scale != 0.0f) attn_scale = input(GGML_TYPE_F32, 1, 1, s.n_tokens, "attn_scale");
     if (!s.all_logits) last = input(GGML_TYPE_I32, 1, 1, 1, "last");
 

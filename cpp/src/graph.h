@@ -13,9 +13,13 @@
 
 namespace sardine {
 
-// Below this many tokens attention is ours, from it on ggml's tiled flash attention, which needs whole tiles
-// to compute in f32.
+// Whether attention is ggml's flash attention rather than our op. From a whole tile of tokens on ggml
+// computes in f32 and is used; below that it sums f16 values in f16, so the modes with experts use ours. The
+// base alone (off) always uses ggml's, so that it equals llama.cpp with flash attention bit for bit.
 constexpr int64_t kFlashTokens = 64;
+inline bool uses_flash_attention(DeltaMode mode, int64_t n_tokens) {
+    return mode == DeltaMode::off || n_tokens >= kFlashTokens;
+}
 
 // What a graph is built for; a graph is reused while this stays the same.
 struct GraphShape {
@@ -62,7 +66,7 @@ class Graph {
     ggml_tensor* tokens = nullptr;      // i32 [n_tokens]
     ggml_tensor* positions = nullptr;   // i32 [n_tokens]
     ggml_tensor* kv_rows = nullptr;     // i64 [n_tokens]
-    ggml_tensor* mask = nullptr;        // f16 [n_kv, n_tokens], null for few tokens
+    ggml_tensor* mask = nullptr;        // f16 [n_kv, n_tokens], null for our own attention
     ggml_tensor* attn_scale = nullptr;  // f32 [1, 1, n_tokens], null without attention temperature
     ggml_tensor* last = nullptr;        // i32 [1], null when all logits are wanted
     ggml_tensor* logits = nullptr;      // f32 [n_vocab, n_tokens or 1]

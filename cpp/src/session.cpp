@@ -192,8 +192,9 @@ void Session::run(std::span<const int32_t> tokens, bool want_all, float* all_log
     const auto n = static_cast<int64_t>(tokens.size());
     const auto n_past = static_cast<int64_t>(tokens_.size());
     // Our attention reads the positions; only flash attention's graph depends on how many there are.
-    const GraphShape shape{
-        .n_tokens = n, .n_kv = n < kFlashTokens ? 0 : padded_positions(n_past + n), .all_logits = want_all};
+    const GraphShape shape{.n_tokens = n,
+                           .n_kv = uses_flash_attention(mode_, n) ? padded_positions(n_past + n) : 0,
+                           .all_logits = want_all};
     Graph& g = (n == 1 ? engine_->single : engine_->batch).get(engine_->context, shape);
 
     std::memcpy(g.tokens->data, tokens.data(), n * sizeof(int32_t));

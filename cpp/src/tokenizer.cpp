@@ -1,6 +1,7 @@
 #include "tokenizer.h"
 
 #include <climits>
+#include <cstdio>
 #include <mutex>
 #include <thread>
 #include <unordered_set>
@@ -65,6 +66,15 @@ void check_vocabulary(const GgufFile& f, const std::string& model, int64_t n_voc
         for (const std::string_view merge : f.string_array("tokenizer.ggml.merges"))
             if (merge.find(' ', 1) == merge.npos)
                 f.fail("tokenizer.ggml.merges", "a merge is not two tokens with a space between");
+    if (model ==
+        "llama")  // libllama looks the bytes of unknown text up without asking whether they are there
+        for (int byte = 0; byte < 256; ++byte) {
+            char name[8];
+            std::snprintf(name, sizeof name, "<0x%02X>", byte);
+            if (!seen.contains(name))
+                f.fail(list_key,
+                       "the SentencePiece vocabulary has no byte token '" + std::string(name) + "'");
+        }
     for (const auto& [key, value] : f.values())
         if (key.starts_with("tokenizer.ggml.") && key.ends_with("_token_id") && f.u32(key) >= tokens.size())
             f.fail(key, "key '" + key + "' is " + std::to_string(f.u32(key)) + ", but there are " +
@@ -114,18 +124,35 @@ void Tokenizer::check_token(int32_t token) const {
                               std::to_string(n_vocab_));
 }
 
+namespace {
+// libllama's lookups throw on vocabularies that contradict themselves.
+template <typename F>
+int32_t guarded(const char* what, const F& f) {
+    try {
+        return f();
+    } catch (const std::exception& e) {
+        throw InvalidArgument(std::string("libllama cannot ") + what +
+                              " with this file's vocabulary: " + e.what());
+    }
+}
+}  // namespace
+
 std::vector<int32_t> Tokenizer::tokenize(std::string_view text, bool add_bos, bool special) const {
     require();
     if (text.size() > INT_MAX / 2) throw InvalidArgument("the text is longer than 1 GiB");
     std::vector<int32_t> out(text.size() + 8);
     const auto size = static_cast<int32_t>(text.size());
     // BOS is ours to add: libllama aborts when a model asks for one that it does not define.
-    int32_t n = llama_tokenize(vocab_, text.data(), size, out.data(), static_cast<int32_t>(out.size()), false,
-                               special);
+    auto run = [&] {
+        return guarded("tokenize", [&] {
+            return llama_tokenize(vocab_, text.data(), size, out.data(), static_cast<int32_t>(out.size()),
+                                  false, special);
+        });
+    };
+    int32_t n = run();
     if (n < 0 && n != INT32_MIN) {
         out.resize(-n);
-        n = llama_tokenize(vocab_, text.data(), size, out.data(), static_cast<int32_t>(out.size()), false,
-                           special);
+        n = run();
     }
     if (n < 0) throw InvalidArgument("the text could not be tokenized");
     out.resize(n);
@@ -137,10 +164,16 @@ std::string Tokenizer::piece(int32_t token, bool special) const {
     require();
     check_token(token);
     std::string out(64, '\0');
-    int32_t n = llama_token_to_piece(vocab_, token, out.data(), static_cast<int32_t>(out.size()), 0, special);
+    auto run = [&] {
+        return guarded("detokenize", [&] {
+            return llama_token_to_piece(vocab_, token, out.data(), static_cast<int32_t>(out.size()), 0,
+                                        special);
+        });
+    };
+    int32_t n = run();
     if (n < 0) {
         out.resize(-n);
-        n = llama_token_to_piece(vocab_, token, out.data(), static_cast<int32_t>(out.size()), 0, special);
+        n = run();
     }
     out.resize(n < 0 ? 0 : n);
     return out;

@@ -68,10 +68,14 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         env.globals["raise_exception"] = _raise
+        # Jinja's own escapes all but ASCII, and HTML, neither of which a prompt wants.
+        env.filters["tojson"] = lambda value, indent=None: json.dumps(
+            value, ensure_ascii=False, indent=indent
+        )
         env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
             self._template = env.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as e:
+        except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as e:
             raise FormatError(
                 f"{path}: the chat template does not parse: {e}",
                 file=path,
@@ -95,7 +99,7 @@ class ChatTemplate:
                 eos_token=self._eos,
                 add_generation_prompt=add_generation_prompt,
             )
-        except (jinja2.TemplateError, TypeError, OverflowError, RecursionError) as e:
+        except Exception as e:  # a template is a program: it can fail in any way
             raise ValueError(f"the chat template refuses these messages: {e}") from e
 
     def encode(

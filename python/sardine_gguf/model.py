@@ -84,7 +84,10 @@ class Sardine:
         for name, value in (("n_ctx", n_ctx), ("n_threads", n_threads)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1, or None for the default")
-        self._model = _native.Model(os.fspath(path), n_threads=n_threads or 0)
+        encoded = os.fsencode(path)
+        if b"\0" in encoded:
+            raise ValueError("the path contains a null byte")
+        self._model = _native.Model(encoded, n_threads=n_threads or 0)
         experts = self._model.experts
         self._delta_mode = delta_mode or (
             experts["delta_mode"] if experts["expert_count"] else "off"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import dataclass, replace
 
 from sardine_gguf._native import GgufFile, Sampler
+from sardine_gguf.errors import FormatError
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,11 @@ class SamplingOptions:
 
     @staticmethod
     def from_file(file: GgufFile, seed: int = -1) -> SamplingOptions:
-        """The `general.sampling.*` keys of a file over the defaults."""
+        """The `general.sampling.*` keys of a file over the defaults.
+
+        Raises:
+            FormatError: one of them is not finite or beyond 32 bits.
+        """
         found = {}
         for name, key in (
             ("temperature", "temp"),
@@ -36,9 +42,17 @@ class SamplingOptions:
             ("top_p", "top_p"),
             ("min_p", "min_p"),
         ):
-            value = file.get(f"general.sampling.{key}")
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                found[name] = int(value) if name == "top_k" else float(value)
+            field = f"general.sampling.{key}"
+            value = file.get(field)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                continue
+            if not math.isfinite(value) or abs(value) >= 2**31:
+                raise FormatError(
+                    f"{file.path}: key '{field}' is {value}, which no sampler takes",
+                    file=file.path,
+                    field=field,
+                )
+            found[name] = int(value) if name == "top_k" else float(value)
         return replace(SamplingOptions(seed=seed), **found)  # type: ignore[arg-type]
 
     def override(

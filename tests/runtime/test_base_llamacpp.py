@@ -44,8 +44,8 @@ def plain(base: Path) -> dict[str, Path]:
     return out
 
 
-# Single tokens and batches differ by this NMSE where activations are quantized, here and in libllama.
-TIES = {"q8_0": 1e-3, "q4_k_m": 1e-3}
+# Single tokens and batches differ by this NMSE where libllama rearranges the weights.
+TIES = {"q4_k_m": 1e-3}
 
 
 def open_llama(path: Path) -> llama_cpp.Llama:
@@ -109,13 +109,14 @@ def test_logits_and_greedy_tokens(pair: tuple[str, Sardine, llama_cpp.Llama]) ->
     theirs_greedy = llama_greedy(theirs, TOKENS[:40], 64)
     if kind not in TIES:
         assert greedy(ours, TOKENS[:40], 64) == theirs_greedy
+        return
     # Along their tokens, ours may only prefer a token that lies as near to theirs as the kinds' error.
     tokens = TOKENS[:40] + theirs_greedy
     expected = llama_logits(theirs, tokens)
     ours.reset()
     chosen = np.array([ours.eval([t])[0].argmax() for t in tokens])
     gap = expected.max(1) - expected[np.arange(len(tokens)), chosen]
-    assert gap.max() <= 6 * (2 * TIES.get(kind, BOUNDS[kind])) ** 0.5 * expected.std()
+    assert gap.max() <= 6 * (2 * TIES[kind]) ** 0.5 * expected.std()
 
 
 def test_off_equals_the_plain_file(plain: dict[str, Path], base: Path, workshop: Path) -> None:
