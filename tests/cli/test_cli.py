@@ -24,7 +24,7 @@ PROMPT = "1m>"  # as prompt_toolkit draws it in bold
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model: its answers are noise, but real tokens."""
     folder = tmp_path_factory.mktemp("cli")
-    tiny_base(folder / "base", hidden=32, inner=48, layers=2)
+    tiny_base(folder / "base", hidden=32, inner=48, layers=2, seed=2)
     srde_checkpoint(folder / "srde_weights.pt", folder / "base")
     convert(folder / "base", folder / "srde_weights.pt", folder / "m.gguf", outtype="f32")
     return folder / "m.gguf"
