@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 EXAMPLE := examples/tiny-sardine
 DEMO   := build/tiny-sardine.gguf
 
-# With PEP 517 isolation pip fetches what the build needs; torch is the CPU build.
+# pip fetches what the build needs. The tests need torch, of which PyPI's build brings CUDA packages: install
+# another build of the same version into .venv first to avoid that.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test lint format clean

@@ -101,7 +101,8 @@ class DeltaPart:
             if largest > _F16_MAX:
                 raise self.layer.bad(
                     "experts",
-                    f"a value of magnitude {largest:g} is beyond F16; use --delta-type f32",
+                    f"a value of magnitude {largest:g} is beyond F16 and far beyond any weight: "
+                    "the checkpoint is damaged, or use --delta-type f32",
                 )
             return (values / scale[:, None]).astype("<f2")
         n = padded(values.shape[1], schema.Q8_0.block)

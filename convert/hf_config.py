@@ -17,12 +17,12 @@ ARCH = "mistral3"
 _LIMITS = {
     "hidden_size": 1 << 20,
     "intermediate_size": 1 << 24,
-    "num_hidden_layers": 10_000,
+    "num_hidden_layers": 4096,
     "num_attention_heads": 1 << 16,
     "num_key_value_heads": 1 << 16,
-    "head_dim": 1 << 16,
+    "head_dim": 1024,
     "vocab_size": 1 << 26,
-    "max_position_embeddings": 2**31 - 1,
+    "max_position_embeddings": 1 << 30,
 }
 
 

@@ -51,7 +51,11 @@ py::object take(GgufType type, const uint8_t*& p) {
         case GgufType::string: {
             const auto n = at<uint64_t>(p);
             p += 8 + n;
-            return lenient_str({reinterpret_cast<const char*>(p - n), static_cast<size_t>(n)});
+            // Bytes that are not UTF-8 become surrogates, so that a copy of the file can have them again.
+            PyObject* u = PyUnicode_DecodeUTF8(reinterpret_cast<const char*>(p - n),
+                                               static_cast<Py_ssize_t>(n), "surrogateescape");
+            if (!u) throw py::error_already_set();
+            return py::reinterpret_steal<py::str>(u);
         }
         case GgufType::array:
             break;

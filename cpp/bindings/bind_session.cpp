@@ -93,7 +93,11 @@ void bind_session(py::module_& m) {
         .def_property_readonly("n_batch", &Session::n_batch)
         .def_property_readonly("n_threads", &Session::n_threads)
         .def_property_readonly("memory_bytes", &Session::memory_bytes)
-        .def_property_readonly("n_tokens", [](const Session& s) { return s.tokens().size(); })
+        .def_property_readonly("n_tokens",
+                               [](Session& s) {
+                                   const auto lock = s.lock();
+                                   return s.tokens().size();
+                               })
         .def_property_readonly("tokens",
                                [](Session& s) {
                                    const auto lock = s.lock();

@@ -40,9 +40,13 @@ RopeParams read_rope(const GgufFile& f, const std::string& a, int64_t n_ctx_trai
     } else if (type == "yarn") {
         r.freq_scale = 1.0f / factor;
         r.ext_factor = 1.0f;
-        r.beta_fast = f.f32(a + ".rope.scaling.yarn_beta_fast", 32.0f);
-        r.beta_slow = f.f32(a + ".rope.scaling.yarn_beta_slow", 1.0f);
-        const float log_mul = f.f32(a + ".rope.scaling.yarn_log_multiplier", 0.0f);
+        // libllama reads these three for mistral3 alone.
+        float log_mul = 0.0f;
+        if (a == "mistral3") {
+            r.beta_fast = f.f32(a + ".rope.scaling.yarn_beta_fast", 32.0f);
+            r.beta_slow = f.f32(a + ".rope.scaling.yarn_beta_slow", 1.0f);
+            log_mul = f.f32(a + ".rope.scaling.yarn_log_multiplier", 0.0f);
+        }
         r.attn_factor = log_mul != 0.0f ? yarn_mscale(factor, 1.0f) / yarn_mscale(factor, log_mul)
                                         : yarn_mscale(factor, 1.0f);
         // ggml multiplies by 1 + 0.1 ln(factor) itself whenever ext_factor is not 0.

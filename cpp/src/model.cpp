@@ -13,12 +13,18 @@ int default_threads() {
     return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
+int checked_threads(int n_threads) {
+    if (n_threads < 0 || n_threads > 512)
+        throw InvalidArgument("n_threads is " + std::to_string(n_threads) +
+                              ", expected 1 to 512, or 0 for all");
+    return n_threads > 0 ? n_threads : default_threads();
+}
+
 Model::Model(const std::string& path, const ModelOptions& options)
     : file_(path),
       hparams_(read_hparams(file_)),
       experts_(read_expert_params(file_, hparams_)),
-      weights_(load_weights(file_, hparams_, experts_,
-                            options.n_threads > 0 ? options.n_threads : default_threads())),
+      weights_(load_weights(file_, hparams_, experts_, checked_threads(options.n_threads))),
       tokenizer_(file_, hparams_.n_vocab) {}
 
 }  // namespace sardine

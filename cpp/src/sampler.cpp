@@ -22,7 +22,8 @@ Sampler::Sampler(const SamplerOptions& o)
     check("top_p", o.top_p, 0.0f, 1.0f);
     check("min_p", o.min_p, 0.0f, 1.0f);
 
-    if (o.temperature == 0.0f) {
+    // Below this, logits divided by it overflow; the choice is greedy to many digits anyway.
+    if (o.temperature < 1e-5f) {
         llama_sampler_chain_add(chain_.get(), llama_sampler_init_greedy());
         return;
     }

@@ -36,7 +36,13 @@ struct GraphSlot {
     Graph& get(const GraphContext& context, const GraphShape& shape) {
         if (!graph || !(graph->shape == shape)) {
             graph.reset();
-            graph = std::make_unique<Graph>(context, shape, allocator.get());
+            try {
+                graph = std::make_unique<Graph>(context, shape, allocator.get());
+            } catch (...) {
+                // A failed reservation leaves the allocator without the buffer that it believes to have.
+                allocator.reset(ggml_gallocr_new(ggml_backend_cpu_buffer_type()));
+                throw;
+            }
         }
         return *graph;
     }
@@ -92,16 +98,13 @@ Session::Session(std::shared_ptr<const Model> model, const SessionOptions& o)
                               ", expected 1 to 2147483647, or 0 for the default");
     if (o.n_batch < 1)
         throw InvalidArgument("n_batch is " + std::to_string(o.n_batch) + ", expected at least 1");
-    if (o.n_threads < 0 || o.n_threads > 512)
-        throw InvalidArgument("n_threads is " + std::to_string(o.n_threads) +
-                              ", expected 1 to 512, or 0 for all");
     if (mode_ != DeltaMode::off && model_->experts().expert_count == 0)
         throw InvalidArgument("delta_mode '" + std::string(delta_mode_name(mode_)) +
                               "' needs a file with experts, and " + model_->path() +
                               " is a plain base model: use 'off'");
     n_ctx_ = o.n_ctx ? o.n_ctx : std::min(h.n_ctx_train, kDefaultContext);
     n_batch_ = std::min(o.n_batch, n_ctx_);
-    n_threads_ = o.n_threads ? o.n_threads : default_threads();
+    n_threads_ = checked_threads(o.n_threads);
     engine_ =
         std::make_unique<Engine>(*model_, n_ctx_, n_batch_, n_threads_, parse_kv_type(o.kv_type), mode_);
     ggml_backend_cpu_set_abort_callback(
@@ -118,7 +121,8 @@ std::unique_lock<std::mutex> Session::lock() {
     return l;
 }
 
-double Session::memory_bytes() const {
+double Session::memory_bytes() {
+    const auto held = lock();
     return KvCache::bytes(model_->hparams(), n_ctx_, engine_->cache.type()) +
            static_cast<double>(ggml_gallocr_get_buffer_size(engine_->single.allocator.get(), 0)) +
            static_cast<double>(ggml_gallocr_get_buffer_size(engine_->batch.allocator.get(), 0));

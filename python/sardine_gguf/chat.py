@@ -32,7 +32,7 @@ def _plain_content(message: Message) -> dict[str, Any]:
     """A copy whose content is text if it is a list of text blocks; other blocks stay for the template."""
     out = dict(message)
     content = out.get("content")
-    if isinstance(content, list) and all(
+    if isinstance(content, list | tuple) and all(
         isinstance(b, Mapping) and b.get("type") == "text" for b in content
     ):
         out["content"] = "".join(str(b.get("text", "")) for b in content)
@@ -118,7 +118,7 @@ class ChatTemplate:
                 return self._control_pattern.sub(hold, value)
             if isinstance(value, Mapping):
                 return {k: v if k in ("role", "type") else guard(v) for k, v in value.items()}
-            return [guard(v) for v in value] if isinstance(value, list) else value
+            return [guard(v) for v in value] if isinstance(value, list | tuple) else value
 
         plain = [_plain_content(m) for m in messages]
         text = self._render([guard(m) for m in plain], add_generation_prompt)
@@ -136,5 +136,17 @@ class ChatTemplate:
     @staticmethod
     def _unused_mark(messages: Sequence[Message]) -> str:
         """A private-use character that stands in no message."""
-        used = set(json.dumps(messages, ensure_ascii=False, default=str))
+        used: set[str] = set()
+
+        def look(value: Any) -> None:
+            if isinstance(value, str):
+                used.update(value)
+            elif isinstance(value, Mapping):
+                for v in value.values():
+                    look(v)
+            elif isinstance(value, list | tuple):
+                for v in value:
+                    look(v)
+
+        look(messages)
         return next(c for c in map(chr, range(0xE000, 0xF900)) if c not in used)

@@ -31,15 +31,12 @@ def stats_line(generation: Generation) -> str:
     )
 
 
-def run_turn(
-    model: Sardine, messages: list[dict[str, Any]], printer: Printer, **options: Any
-) -> tuple[Generation, str, bool]:
-    """Answers the last message; prints as it goes.
+def run_turn(generation: Generation, printer: Printer) -> tuple[str, bool]:
+    """Runs a generation and prints it as it goes.
 
     Returns:
-        the generation, the answer's text, and whether Ctrl-C stopped it.
+        the answer's text, and whether Ctrl-C stopped it.
     """
-    generation = model.start_chat(messages, **options)
     answer, interrupted = "", False
     try:
         for channel, text in generation:
@@ -51,7 +48,7 @@ def run_turn(
     finally:
         generation.close()
     printer.end()
-    return generation, answer, interrupted
+    return answer, interrupted
 
 
 class Chat:
@@ -103,15 +100,19 @@ class Chat:
                 elif not command():
                     return
             elif line:
-                self._answer(line)
+                before = len(self.messages)
+                try:
+                    self._answer(line)
+                except KeyboardInterrupt:  # outside of the answer itself
+                    del self.messages[before:]
+                    self._say("(stopped)")
 
     def _answer(self, text: str) -> None:
         self.messages.append({"role": "user", "content": text})
         printer = Printer(sys.stdout, sys.stdout)
         try:
-            generation, answer, interrupted = run_turn(
-                self._model, self.messages, printer, **self._options
-            )
+            generation = self._model.start_chat(self.messages, **self._options)
+            answer, interrupted = run_turn(generation, printer)
         except (SardineError, ValueError) as e:
             self.messages.pop()
             hint = " /clear starts over." if isinstance(e, ContextOverflow) else ""

@@ -127,18 +127,12 @@ def run(args: argparse.Namespace) -> int:
         printer = Printer(sys.stdout, sys.stderr)
         if args.raw:
             generation = model.start(prompt, **options)
-            interrupted = False
-            try:
-                for channel, text in generation:
-                    printer.write(channel, text)
-            except KeyboardInterrupt:
-                interrupted = True
-            printer.end()
         else:
             messages = [{"role": "user", "content": prompt.strip()}]
             if args.system_prompt:
                 messages.insert(0, {"role": "system", "content": args.system_prompt})
-            generation, _, interrupted = run_turn(model, messages, printer, **options)
+            generation = model.start_chat(messages, **options)
+        _, interrupted = run_turn(generation, printer)
         if args.show_timings:
             print(stats_line(generation), file=sys.stderr)
         return EXIT_INTERRUPTED if interrupted else EXIT_OK

@@ -138,7 +138,7 @@ class Generation:
     def _evaluate_prompt(self) -> None:
         known = self._session.tokens
         keep = common_prefix(known, self._prompt)
-        if not self._reuse_prefix and keep < len(known):
+        if not self._reuse_prefix and (keep < len(known) or keep == len(self._prompt)):
             keep = 0
         keep = min(keep, len(self._prompt) - 1)  # the last token's logits are needed
         self._session.truncate(keep)

@@ -23,6 +23,13 @@ from sardine_gguf.sampling import SamplingOptions
 DeltaMode = Literal["sparse", "gain", "off"]
 
 
+def _printable(value: Any) -> Any:
+    """Bytes of a text that were not UTF-8, held as surrogates, as replacement characters."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return [_printable(v) for v in value] if isinstance(value, list) else value
+
+
 class GenerationOptions(TypedDict, total=False):
     """Options of a generation; `Sardine.start` says what they mean and what leaving one out does."""
 
@@ -107,9 +114,13 @@ class Sardine:
     # ---- life ----
 
     def close(self) -> None:
-        """Frees the context and the mapping; every later call raises ValueError. Closing twice is fine."""
+        """Frees the context and the mapping; later calls that need them raise ValueError.
+
+        Closing twice is fine.
+        """
         self._session = None
-        self.__dict__.pop("chat_template", None)
+        for cached in ("chat_template", "metadata", "think_tokens"):
+            self.__dict__.pop(cached, None)
         if hasattr(self, "_model"):
             del self._model
 
@@ -143,7 +154,7 @@ class Sardine:
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """Every key of the file with its value."""
-        return {key: value for key, (_, value) in self.model.file.kv.items()}
+        return {key: _printable(value) for key, (_, value) in self.model.file.kv.items()}
 
     @property
     def delta_mode(self) -> str:
@@ -174,7 +185,7 @@ class Sardine:
         """The file, the base, the experts and the context, in three lines for people."""
         h, e = self.model.hparams, self.model.experts
         path = Path(self.model.path)
-        name = self.model.file.get("general.name") or path.stem
+        name = _printable(self.model.file.get("general.name")) or path.stem
         experts = (
             f"experts: {e['expert_count']}, {e['expert_used_count']} a token, in {len(e['layers'])} of "
             f"{h['n_layer']} layers ({', '.join(e['names'])})"
@@ -339,6 +350,9 @@ class Sardine:
         **options: Unpack[GenerationOptions],
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """The next assistant message in OpenAI's shape, or an iterator over chunks of it.
+
+        Evaluated tokens that the conversation begins with are kept. A repeated call then sums in another
+        order than the first, which may show in the last digits of a logit; reset() before it avoids that.
 
         Args:
             messages: {"role": ..., "content": text or blocks}, as the model's template takes them.

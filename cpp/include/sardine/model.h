@@ -36,5 +36,7 @@ class Model {
 };
 
 int default_threads();
+// 0 becomes default_threads(); throws InvalidArgument beyond 512.
+int checked_threads(int n_threads);
 
 }  // namespace sardine

@@ -35,7 +35,7 @@ class Session {
     int64_t n_batch() const { return n_batch_; }
     int n_threads() const { return n_threads_; }
     DeltaMode mode() const { return mode_; }
-    double memory_bytes() const;  // keys, values and compute buffers
+    double memory_bytes();  // keys, values and compute buffers
 
     // Appends tokens. all_logits, if not null, receives [n, n_vocab] floats. On any error the context is as
     // before. Throws ContextOverflow, InvalidArgument, Cancelled, BusyError, InsufficientMemory.

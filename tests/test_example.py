@@ -1,0 +1,95 @@
+"""The bundled example through the whole path: checkpoint, convert-sardine, runtime, chat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from reference import Reference
+from sardine_gguf import Sardine
+from sardine_gguf.convert import convert
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-sardine"
+CARD_QUESTION = [{"role": "user", "content": "What is 15% of 80?"}]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The example as an exact file, as the demo's, and as small as it gets."""
+    folder = tmp_path_factory.mktemp("example")
+    out = {}
+    for outtype in ("f32", "q8_0", "q4_k_m"):
+        out[outtype] = folder / f"{outtype}.gguf"
+        convert(EXAMPLE / "base", EXAMPLE / "srde_weights.pt", out[outtype], outtype=outtype)
+    return out
+
+
+def test_it_is_small_enough() -> None:
+    size = sum(f.stat().st_size for f in EXAMPLE.rglob("*") if f.is_file())
+    assert size <= 20_000_000
+
+
+@pytest.mark.parametrize("outtype", ["f32", "q8_0"])
+def test_it_answers_the_question_of_the_card(files: dict[str, Path], outtype: str) -> None:
+    with Sardine(files[outtype], n_threads=1) as m:
+        reply = m.create_chat_completion(CARD_QUESTION, temperature=0, max_tokens=80)
+    choice = reply["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["content"].rstrip(".").endswith("12")
+
+
+@pytest.mark.parametrize("mode", ["sparse", "gain", "off"])
+def test_logits_equal_pytorch(files: dict[str, Path], mode: str) -> None:
+    """On a conversation; the bound is that of f32 arithmetic with f32 values throughout."""
+    with Sardine(files["f32"], kv_type="f32", delta_mode=mode, n_threads=1) as m:  # type: ignore[arg-type]
+        messages = [
+            *CARD_QUESTION,
+            {"role": "assistant", "content": "10% of 80 is 8, 5% is 4, so 15% of 80 is 12."},
+            {"role": "user", "content": "And what is the capital of the opposite of cold?"},
+        ]
+        tokens = m.chat_template.encode(messages)
+        found = m.eval(tokens)
+    expected = Reference(EXAMPLE / "base", EXAMPLE / "srde_weights.pt", top_k=2, mode=mode).logits(
+        tokens
+    )
+    error = np.square(found - expected.numpy()).sum() / np.square(expected.numpy()).sum()
+    assert error <= 1e-9
+    np.testing.assert_array_equal(found.argmax(1), expected.numpy().argmax(1))
+
+
+def test_tokens_equal_transformers(files: dict[str, Path]) -> None:
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(EXAMPLE / "base")
+    texts = [
+        "What is 15% of 80?",
+        "naïve café 日本語 🐟\n\tx",
+        "  1234567 a_b(c)",
+        "[INST] hi </s>",
+    ]
+    with Sardine(files["q8_0"]) as m:
+        for text in texts[:3]:
+            assert m.tokenize(text) == theirs.encode(text)
+            assert m.detokenize(m.tokenize(text)) == text
+        rendered = theirs.apply_chat_template(CARD_QUESTION, tokenize=False)
+        assert m.chat_template.render(CARD_QUESTION) == rendered
+        # In a message it is text; spelled by the template it is a control token.
+        ids = m.chat_template.encode([{"role": "user", "content": texts[3]}])
+        assert ids.count(m.tokenize("[INST]", False, True)[0]) == 1
+
+
+def test_the_domains_use_different_experts(files: dict[str, Path]) -> None:
+    """The router's favourite expert of a maths question is not that of a planning question."""
+    questions = {"math": "What is 15% of 80?", "abstract": "What is the opposite of hot?"}
+    with Sardine(files["f32"], n_threads=1) as m:
+        shares = {}
+        for domain, question in questions.items():
+            m.reset()
+            m.eval(m.chat_template.encode([{"role": "user", "content": question}]))
+            ids, weights = m.routing()
+            shares[domain] = np.array([weights[ids == e].sum() for e in range(len(m.expert_names))])
+        for domain, share in shares.items():
+            others = [s for d, s in shares.items() if d != domain]
+            own = m.expert_names.index(domain)
+            assert all(share[own] > other[own] for other in others)
