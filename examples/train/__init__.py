@@ -1,0 +1,1 @@
+"""Training of the tiny SaRDinE example: data, tokenizer, model, training, evaluation."""
