@@ -33,10 +33,10 @@ def refuse(base, srde, tmp_path, capsys, *, code=3, args=()):
     out.parent.mkdir(exist_ok=True)
     canary = tmp_path / "canary"
     capsys.readouterr()
-    start = time.monotonic()
+    start = time.process_time()  # a busy machine does not count
     arguments = ["--base", str(base), "--srde", str(srde), "-o", str(out), *args]
     assert main(arguments) == code
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     text = capsys.readouterr()
     lines = [t for t in text.err.splitlines() if not t.startswith("warning: ")]
     assert len(lines) == 1, text.err

@@ -105,10 +105,10 @@ TEMPLATES = {
 def test_templates_that_fail(tiny: TinyModel, name: str, tmp_path: Path) -> None:
     """Whatever a file's template does becomes a ValueError, quickly."""
     path = with_template(tiny, TEMPLATES[name], tmp_path / "t.gguf")
-    start = time.monotonic()
+    start = time.process_time()
     with Sardine(path) as m, pytest.raises(ValueError, match="template"):
         m.create_chat_completion(USER, max_tokens=1)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(
