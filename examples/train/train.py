@@ -36,7 +36,7 @@ PHASES = ("base", "alone", "joint")
 
 BASE_CYCLES = ((4140, 1280, 2e-3), (590, 2048, 1.5e-3))  # steps, tokens a step, peak rate
 ALONE_STEPS, ALONE_TOKENS = 260, 512  # tokens per expert and step
-JOINT_STEPS, JOINT_TOKENS = 120, 3072
+JOINT_STEPS, JOINT_TOKENS = 420, 3072
 ALONE_LR = {"atoms": 1e-2, "importance": 5e-2, "expert_atom_weights": 1e-2, "router": 1e-2}
 JOINT_LR = {"atoms": 5e-3, "importance": 2e-2, "expert_atom_weights": 5e-3, "router": 5e-3}
 DECAY_SHARE = 0.3  # of each phase's steps
