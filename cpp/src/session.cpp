@@ -74,12 +74,13 @@ struct Session::Engine {
             const LayerExperts* x = m.weights().layers[il].experts.get();
             if (!x) continue;
             auto op = [&](const DeltaMatrix& d) {
-                if (mode == DeltaMode::sparse)
-                    for (SparseScratch& s : scratch) s.reserve(d, n_batch, context.n_expert_used);
+                if (mode == DeltaMode::sparse) scratch.front().reserve(d, n_batch, context.n_expert_used);
                 return DeltaOp{.delta = &d, .ops = &cpu_ops(), .scratch = &scratch};
             };
             context.layer_ops[il] = {op(x->gate), op(x->up), op(x->down), x->mean};
         }
+        // Every thread needs the same; sizing it reads all row pointers, so that is done once.
+        std::fill(scratch.begin() + 1, scratch.end(), scratch.front());
     }
 
     KvCache cache;

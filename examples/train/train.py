@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -26,7 +26,9 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, Ministral3ForCausalLM
 
 from .dialogues import CODE, GENERALIST, MATH, MATH_AND_CODE, NUM_EXPERTS, Batch, batches
+from .forward import logits_at
 from .model import WEIGHTS_FILE, SardineModel, base_config
+from .muon import Muon
 from .tokenizer import BOS_ID, EOS_ID, PAD_ID, save_tokenizer, train_tokenizer
 
 SEED = 20
@@ -34,13 +36,15 @@ THREADS = 2
 DEFAULT_OUT = Path(__file__).parent.parent / "tiny-sardine"
 PHASES = ("base", "alone", "joint")
 
-BASE_CYCLES = ((4140, 1280, 2e-3), (590, 2048, 1.5e-3))  # steps, tokens a step, peak rate
+DTYPE = torch.bfloat16  # of the products in training; everything else is float32
+BASE_STEPS, BASE_TOKENS = 6000, 4096
+MUON_LR, ADAM_LR = 0.02, 3e-3
 ALONE_STEPS, ALONE_TOKENS = 260, 512  # tokens per expert and step
 JOINT_STEPS, JOINT_TOKENS = 420, 3072
 ALONE_LR = {"atoms": 1e-2, "importance": 5e-2, "expert_atom_weights": 1e-2, "router": 1e-2}
 JOINT_LR = {"atoms": 5e-3, "importance": 2e-2, "expert_atom_weights": 5e-3, "router": 5e-3}
-DECAY_SHARE = 0.3  # of each phase's steps
-QUESTION_WEIGHT = 0.02  # of a question's tokens in the base's loss; the answers weigh 1
+DECAY_SHARE = 0.4  # of each phase's steps
+QUESTION_WEIGHT = 0.1  # of a question's tokens in the base's loss; the answers weigh 1
 ROUTER_WEIGHT = 0.1  # of the router's domain loss
 
 SARDINE = {
@@ -51,20 +55,23 @@ SARDINE = {
 }
 
 
-def answer_loss(logits: Tensor, batch: Batch, question_weight: float = 0.0) -> Tensor:
-    """Mean cross-entropy of the answers' tokens, the questions' weighted down."""
-    losses = F.cross_entropy(
-        logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100, reduction="none"
-    )
-    weight = torch.where(batch.answer, 1.0, question_weight) * (batch.targets != -100)
-    return (losses * weight.flatten()).sum() / weight.sum()
+def answer_loss(lm: Ministral3ForCausalLM, batch: Batch, question_weight: float = 0.0) -> Tensor:
+    """Mean cross-entropy of the answers' tokens, the questions' weighted down or left out."""
+    real = batch.targets != -100
+    wanted = real if question_weight else batch.answer
+    logits = logits_at(lm, batch.ids, wanted, DTYPE)
+    losses = F.cross_entropy(logits, batch.targets[wanted], reduction="none")
+    weight = torch.where(batch.answer[wanted], 1.0, question_weight)
+    return (losses * weight).sum() / weight.sum()
 
 
-def schedule(optimizer: torch.optim.Optimizer, step: int, steps: int, warmup: int) -> None:
-    """Linear warm-up, each group's peak, and over the last steps linearly down to 3 % of it."""
+def schedule(
+    optimizers: Sequence[torch.optim.Optimizer], step: int, steps: int, warmup: int
+) -> None:
+    """Linear warm-up, each group's peak, and over the last steps linearly down to 2 % of it."""
     decay = (steps - step) / (DECAY_SHARE * steps)
-    factor = min(1.0, max(0.03, decay))
-    for group in optimizer.param_groups:
+    factor = min(1.0, max(0.02, decay))
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         rise = 1.0 if group.get("no_warmup") else min(1.0, (step + 1) / warmup)
         group["lr"] = group["peak"] * rise * factor
 
@@ -75,45 +82,38 @@ def report(phase: str, step: int, steps: int, started: float, text: str) -> None
 
 
 def train_base(tokenizer: Tokenizer, scale: float) -> Ministral3ForCausalLM:
-    """Phase `base`: the frozen generalist under the experts, in cycles of the learning rate."""
+    """Phase `base`: the generalist under the experts, rounded to bf16 at the end."""
     torch.manual_seed(SEED)
     config = base_config(tokenizer.get_vocab_size(), BOS_ID, EOS_ID, PAD_ID)
     model = Ministral3ForCausalLM(config).train()
-    for number, (steps, tokens, rate) in enumerate(BASE_CYCLES):
-        stream = batches(tokenizer, Random(SEED + 1 + number), GENERALIST, "base", tokens)
-        train_base_cycle(model, stream, max(1, int(steps * scale)), rate)
-        model.bfloat16().float()
-    return model
-
-
-def train_base_cycle(
-    model: Ministral3ForCausalLM, stream: Iterator[Batch], steps: int, rate: float
-) -> None:
-    """One cycle of the base's training with a fresh AdamW."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": 0.05, "peak": rate},
-            {"params": others, "weight_decay": 0.0, "peak": rate},
-        ],
-        betas=(0.9, 0.99),
-        fused=True,
-    )
+    optimizers = base_optimizers(model)
+    stream = batches(tokenizer, Random(SEED + 1), GENERALIST, "base", BASE_TOKENS)
+    steps = max(1, int(BASE_STEPS * scale))
     started, seen = time.monotonic(), 0.0
     for step in range(steps):
-        schedule(optimizer, step, steps, warmup=200)
-        batch = next(stream)
-        logits = model(input_ids=batch.ids, use_cache=False).logits
-        loss = answer_loss(logits, batch, QUESTION_WEIGHT)
+        schedule(optimizers, step, steps, warmup=100)
+        loss = answer_loss(model, next(stream), QUESTION_WEIGHT)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         seen += loss.item()
         if (step + 1) % 100 == 0:
-            report("base", step + 1, steps, started, f"loss {seen / 100:.3f}")
+            report("base", step + 1, steps, started, f"loss {seen / 100:.4f}")
             seen = 0.0
+    return model.bfloat16().float()
+
+
+def base_optimizers(model: Ministral3ForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embeddings, output and norms."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim > 1]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    muon = Muon([{"params": matrices, "peak": MUON_LR}], weight_decay=0.1)
+    adam = torch.optim.AdamW(
+        [{"params": others, "peak": ADAM_LR}], betas=(0.9, 0.98), weight_decay=0.0, fused=True
+    )
+    return [muon, adam]
 
 
 def save_base(model: Ministral3ForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
@@ -177,12 +177,11 @@ def train_alone(model: SardineModel, tokenizer: Tokenizer, steps: int) -> None:
     ]
     started, seen = time.monotonic(), torch.zeros(NUM_EXPERTS)
     for step in range(steps):
-        schedule(optimizer, step, steps, warmup=20)
+        schedule([optimizer], step, steps, warmup=20)
         for expert, stream in enumerate(streams):
             model.force_expert(expert)
             batch = next(stream)
-            logits = model.lm(input_ids=batch.ids, use_cache=False).logits
-            loss = answer_loss(logits, batch)
+            loss = answer_loss(model.lm, batch)
             (loss + ROUTER_WEIGHT * router_loss(model, batch.owner)).backward()
             seen[expert] += loss.detach()
         optimizer.step()
@@ -225,10 +224,9 @@ def train_joint(model: SardineModel, tokenizer: Tokenizer, steps: int) -> None:
     stream = batches(tokenizer, Random(SEED + 20), GENERALIST, "expert", JOINT_TOKENS)
     started, seen = time.monotonic(), torch.zeros(2)
     for step in range(steps):
-        schedule(optimizer, step, steps, warmup=40)
+        schedule([optimizer], step, steps, warmup=40)
         batch = next(stream)
-        logits = model.lm(input_ids=batch.ids, use_cache=False).logits
-        loss, routing = answer_loss(logits, batch), router_loss(model, batch.owner)
+        loss, routing = answer_loss(model.lm, batch), router_loss(model, batch.owner)
         (loss + ROUTER_WEIGHT * routing).backward()
         optimizer.step()
         optimizer.zero_grad()
