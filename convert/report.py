@@ -7,6 +7,12 @@ from pathlib import Path
 
 from .gguf_file import TensorSpec
 
+_COMPENSATED = {
+    "none": "",
+    "residual": ", its error at the positions carried by the experts",
+    "extracted": ", quantized without the weights at the positions, which are stored beside",
+}
+
 
 @dataclass
 class ConversionReport:
@@ -36,6 +42,7 @@ class ConversionReport:
     parameters: dict[str, int]
     tensors: list[TensorSpec]
     type_names: dict[int, str]
+    compensation: str = "none"
     dry_run: bool = False
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -73,7 +80,8 @@ class ConversionReport:
                 f"  positions  {sum(self.positions.values()):,} ({self.density():.3%}): {kinds}",
                 f"  bytes      {parts}",
                 f"  tensors    {len(self.tensors)}: {types}",
-                f"  base       {self.out_type or 'copied from the GGUF file'}",
+                f"  base       {self.out_type or 'copied from the GGUF file'}"
+                + _COMPENSATED[self.compensation],
                 f"  deltas     {self.delta_type}, starts in mode {self.delta_mode}",
             ]
         )
