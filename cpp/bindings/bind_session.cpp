@@ -5,7 +5,6 @@
 #include <optional>
 
 #include "bindings.h"
-#include "sardine/sampler.h"
 #include "sardine/session.h"
 
 namespace sardine::python {
@@ -129,25 +128,6 @@ void bind_session(py::module_& m) {
             },
             py::arg("n_tokens"), "Forgets all but the first n_tokens.")
         .def("cancel", &Session::cancel, "Stops the running eval, from any thread.");
-
-    py::class_<Sampler>(m, "Sampler", "A chain of libllama's samplers with its random state.")
-        .def(py::init([](float temperature, int32_t top_k, float top_p, float min_p, uint32_t seed) {
-                 return Sampler({.temperature = temperature,
-                                 .top_k = top_k,
-                                 .top_p = top_p,
-                                 .min_p = min_p,
-                                 .seed = seed});
-             }),
-             py::kw_only(), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
-             py::arg("seed"))
-        .def(
-            "sample",
-            [](Sampler& sampler, Session& s) {
-                const auto lock = s.lock();
-                py::gil_scoped_release release;
-                return sampler.sample(s.last_logits());
-            },
-            py::arg("session"), "A token drawn from the session's last logits.");
 }
 
 }  // namespace sardine::python

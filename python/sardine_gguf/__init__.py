@@ -12,7 +12,8 @@ from sardine_gguf.errors import (  # noqa: E402
     InsufficientMemory,
     SardineError,
 )
-from sardine_gguf.model import GenerationOptions, Sardine  # noqa: E402
+from sardine_gguf.model import Sardine  # noqa: E402
+from sardine_gguf.options import GenerationOptions  # noqa: E402
 from sardine_gguf.sampling import SamplingOptions  # noqa: E402
 
 __version__ = "0.1.0"

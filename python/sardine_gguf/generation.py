@@ -8,8 +8,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sardine_gguf._native import Model, Sampler, Session
 from sardine_gguf.errors import ContextOverflow
+from sardine_gguf.logprobs import TokenLogprob, token_logprob
 
 FinishReason = Literal["stop", "length"]
 Channel = Literal["content", "reasoning"]
@@ -50,10 +54,21 @@ class TextFilter:
         self._stop = tuple(stop)
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._held = ""
+        self.emitted = 0  # characters given out
         self.stopped = False
+
+    @property
+    def position(self) -> int:
+        """Characters before those that the next bytes begin or complete."""
+        return self.emitted + len(self._held)
 
     def push(self, data: bytes, final: bool = False) -> str:
         """Text that is certain after these bytes. After a stop string `stopped` is True."""
+        text = self._certain(data, final)
+        self.emitted += len(text)
+        return text
+
+    def _certain(self, data: bytes, final: bool) -> str:
         if self.stopped:
             return ""
         text = self._held + self._decode(data, final)
@@ -90,6 +105,11 @@ class Generation:
 
     Channels are "content", and "reasoning" for what stands between the think tokens, if any are given.
     When it is exhausted `finish_reason` says why; `timings` holds counts and times.
+
+    Args:
+        logprobs: how many of the likeliest tokens `take_logprobs` tells of each token of the content;
+            None tells nothing.
+        prompt_logprobs: tell them of the prompt too, in `prompt_entries`; evaluates all of it anew.
     """
 
     def __init__(
@@ -104,6 +124,8 @@ class Generation:
         think: tuple[int, int] | None = None,
         reuse_prefix: bool = False,
         on_token: Callable[[int], None] | None = None,
+        logprobs: int | None = None,
+        prompt_logprobs: bool = False,
     ) -> None:
         if not prompt:
             raise ValueError("the prompt is empty: there is nothing to continue")
@@ -111,6 +133,8 @@ class Generation:
             raise ValueError(
                 f"max_tokens is {max_tokens}, expected 0 or more, or None for no limit"
             )
+        if logprobs is not None and logprobs < 0:
+            raise ValueError(f"logprobs is {logprobs}, expected 0 or more")
         if len(prompt) > session.n_ctx:
             raise ContextOverflow(
                 f"the prompt has {len(prompt)} tokens, more than n_ctx {session.n_ctx}: "
@@ -123,6 +147,12 @@ class Generation:
         self.finish_reason: FinishReason | None = None
         self.timings = Timings(prompt_tokens=len(prompt))
         self.tokens: list[int] = []
+        self.prompt_entries: list[TokenLogprob] = []
+        self._n_top, self._prompt_logprobs = logprobs, prompt_logprobs
+        self._waiting: list[TokenLogprob] = []  # their text is held back
+        self._ready: list[TokenLogprob] = []
+        self._logits: NDArray[np.float32] | None = None  # that the last token was drawn from
+        sampler.accept_prompt(prompt)
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[tuple[Channel, str]]:
@@ -135,7 +165,23 @@ class Generation:
         """Ends the generation; the session keeps what was evaluated."""
         self._pieces.close()
 
+    def take_logprobs(self) -> list[TokenLogprob]:
+        """Tokens of the content given out since the last call."""
+        taken, self._ready = self._ready, []
+        return taken
+
+    def _settle(self, text: TextFilter, final: bool) -> None:
+        """Moves on the tokens whose text begins inside of what was given out; at the end, all but stopped."""
+        while self._waiting and (
+            self._waiting[0].offset < text.emitted or (final and not text.stopped)
+        ):
+            self._ready.append(self._waiting.pop(0))
+        if final:
+            self._waiting.clear()
+
     def _evaluate_prompt(self) -> None:
+        if self._prompt_logprobs:
+            return self._evaluate_whole_prompt()
         known = self._session.tokens
         keep = common_prefix(known, self._prompt)
         if not self._reuse_prefix and (keep < len(known) or keep == len(self._prompt)):
@@ -145,6 +191,32 @@ class Generation:
         self.timings.cached_tokens = keep
         start = time.perf_counter()
         self._session.decode(self._prompt[keep:])
+        self.timings.prompt_seconds = time.perf_counter() - start
+
+    def _evaluate_whole_prompt(self, step: int = 64) -> None:
+        """In steps, because the logits of all positions of a long prompt may not fit in memory."""
+        self._session.truncate(0)
+        start = time.perf_counter()
+        text = TextFilter()
+        skip = int(self._prompt[0] == self._model.bos)
+        logits = None
+        for begin in range(0, len(self._prompt), step):
+            part = self._prompt[begin : begin + step]
+            rows = self._session.eval(part)
+            for i, token in enumerate(part):
+                before = rows[i - 1] if i else logits
+                offset, data = text.position, self._model.piece(token)
+                text.push(data)
+                if begin + i < skip:
+                    continue
+                if begin + i == skip or before is None:  # OpenAI gives none for the first token
+                    entry = TokenLogprob(data, offset, None, ())
+                else:
+                    entry = token_logprob(
+                        before, token, self._n_top or 0, self._model.piece, offset
+                    )
+                self.prompt_entries.append(entry)
+            logits = rows[-1].copy()
         self.timings.prompt_seconds = time.perf_counter() - start
 
     def _run(self) -> Generator[tuple[Channel, str], None, None]:
@@ -159,18 +231,40 @@ class Generation:
             if ended:
                 break
             if self._think and token in self._think:
-                if piece := text.push(b"", final=True):
+                piece = text.push(b"", final=True)
+                self._settle(text, final=True)
+                if piece:
                     yield channel, piece
                 channel = "reasoning" if token == self._think[0] else "content"
                 # Stop strings end the answer, not the thoughts.
                 text = TextFilter(() if channel == "reasoning" else self._stop)
-            elif piece := text.push(self._model.piece(token)):
+                continue
+            data = self._model.piece(token)
+            if self._logits is not None and channel == "content":
+                self._waiting.append(
+                    token_logprob(
+                        self._logits, token, self._n_top or 0, self._model.piece, text.position
+                    )
+                )
+            piece = text.push(data)
+            self._settle(text, final=text.stopped)
+            if piece:
                 yield channel, piece
             if text.stopped:
                 break
-        if piece := text.push(b"", final=True):
+        piece = text.push(b"", final=True)
+        self._settle(text, final=True)
+        if piece:
             yield channel, piece
         self.finish_reason = "stop" if ended or text.stopped else "length"
+
+    def sampled_tokens(self) -> Iterator[int]:
+        """Runs it for the tokens alone, to the one that ends the text; stop strings do nothing."""
+        self._evaluate_prompt()
+        for token in self._sampled_tokens():
+            yield token
+            if self._model.is_end(token):
+                return
 
     def _sampled_tokens(self) -> Iterator[int]:
         """Tokens until max_tokens or the context's end; each is evaluated when the next is asked for."""
@@ -179,6 +273,7 @@ class Generation:
                 if self._session.n_tokens >= self._session.n_ctx:
                     return
                 self._session.decode(self.tokens[-1:])
+            self._logits = self._session.last_logits() if self._n_top is not None else None
             token = self._sampler.sample(self._session)
             self.tokens.append(token)
             self.timings.completion_tokens += 1

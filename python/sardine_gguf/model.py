@@ -9,15 +9,17 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sardine_gguf import _native
 from sardine_gguf.chat import ChatTemplate, Message
-from sardine_gguf.completion import chat_completion, chat_completion_chunks
 from sardine_gguf.generation import Generation
+from sardine_gguf.llama_arguments import MISSING_ATTRIBUTES, llama_arguments
+from sardine_gguf.openai_api import OpenAIMethods
+from sardine_gguf.options import GenerationOptions, sampling_options, stop_list
 from sardine_gguf.sampling import SamplingOptions
 
 DeltaMode = Literal["sparse", "gain", "off"]
@@ -30,29 +32,18 @@ def _printable(value: Any) -> Any:
     return [_printable(v) for v in value] if isinstance(value, list) else value
 
 
-class GenerationOptions(TypedDict, total=False):
-    """Options of a generation; `Sardine.start` says what they mean and what leaving one out does."""
+class Count(int):
+    """A number of something, which code written for llama-cpp-python may also call: n_ctx, n_ctx()."""
 
-    max_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    seed: int | None
-    stop: str | Sequence[str] | None
+    def __call__(self) -> int:
+        return int(self)
 
 
-def _stop_list(stop: str | Sequence[str] | None) -> list[str]:
-    if stop is None:
-        return []
-    return [stop] if isinstance(stop, str) else list(stop)
-
-
-class Sardine:
+class Sardine(OpenAIMethods):
     """A SaRDinE model (or its plain base) from one GGUF file, with one context.
 
     Args:
-        path: the GGUF file.
+        path, model_path: the GGUF file; the second is llama-cpp-python's name for it.
         n_ctx: context length in tokens; None takes the model's own, at most 8192.
         n_batch: tokens evaluated at a time in a prompt.
         n_threads: CPU threads; None takes every processor that this process may use.
@@ -62,6 +53,9 @@ class Sardine:
         kv_type: type of cached keys and values, "f16" or "f32".
         seed: default seed of `generate` and the chat; negative draws a new one each time.
         verbose: print what was loaded to standard error.
+        llama: other arguments of llama-cpp-python's Llama. type_k and type_v (the same) are read as kv_type,
+            last_n_tokens_size as sampling.repeat_last_n; others are taken where they ask for what is done
+            anyway, and refused elsewhere.
 
     Raises:
         FormatError: the file is damaged, of another kind, or not a model that this runtime computes.
@@ -72,8 +66,9 @@ class Sardine:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         *,
+        model_path: str | os.PathLike[str] | None = None,
         n_ctx: int | None = None,
         n_batch: int = 512,
         n_threads: int | None = None,
@@ -82,8 +77,16 @@ class Sardine:
         kv_type: Literal["f16", "f32"] = "f16",
         seed: int = -1,
         verbose: bool = False,
+        **llama: Any,
     ) -> None:
         self._session: _native.Session | None = None
+        if (path is None) == (model_path is None):
+            raise TypeError("give the file as the first argument or as model_path")
+        path = model_path if path is None else path
+        assert path is not None
+        kv_type, sampling = llama_arguments(  # type: ignore[assignment]
+            llama, n_batch=n_batch, n_threads=n_threads, kv_type=kv_type
+        )
         if n_gpu_layers != 0:
             raise ValueError(
                 f"n_gpu_layers is {n_gpu_layers}, but this build computes on the CPU only: use 0"
@@ -107,7 +110,7 @@ class Sardine:
             kv_type=kv_type,
             delta_mode=self._delta_mode,
         )
-        self.sampling = SamplingOptions.from_file(self._model.file, seed)
+        self.sampling = SamplingOptions.from_file(self._model.file, seed).override(**sampling)
         if verbose:
             print(self.describe(), file=sys.stderr)
 
@@ -162,9 +165,9 @@ class Sardine:
         return self._delta_mode
 
     @property
-    def n_ctx(self) -> int:
+    def n_ctx(self) -> Count:
         """Context length in tokens."""
-        return self.session.n_ctx
+        return Count(self.session.n_ctx)
 
     @property
     def n_tokens(self) -> int:
@@ -172,9 +175,19 @@ class Sardine:
         return self.session.n_tokens
 
     @property
-    def n_vocab(self) -> int:
+    def n_vocab(self) -> Count:
         """Size of the vocabulary."""
-        return int(self.model.hparams["n_vocab"])
+        return Count(self.model.hparams["n_vocab"])
+
+    @property
+    def n_embd(self) -> Count:
+        """Width of the model."""
+        return Count(self.model.hparams["n_embd"])
+
+    @property
+    def model_path(self) -> str:
+        """The path of the file."""
+        return self.model.path
 
     @property
     def expert_names(self) -> list[str]:
@@ -204,19 +217,32 @@ class Sardine:
 
     # ---- tokens ----
 
-    def tokenize(self, text: str, add_bos: bool = True, special: bool = False) -> list[int]:
+    def tokenize(self, text: str | bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """Token ids of a text.
 
         Args:
+            text: str, or its UTF-8 bytes.
             add_bos: put BOS first, if the model wants one.
             special: read the names of control tokens in the text as those tokens.
         """
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
         return self.model.tokenize(text, add_bos, special)
 
     def detokenize(self, tokens: Sequence[int], special: bool = False) -> str:
         """The text of token ids; control tokens are left out unless `special`."""
-        data = b"".join(self.model.piece(int(t), special) for t in tokens)
-        return codecs.decode(data, "utf-8", "replace")
+        return codecs.decode(self.detokenize_bytes(tokens, special), "utf-8", "replace")
+
+    def detokenize_bytes(self, tokens: Sequence[int], special: bool = False) -> bytes:
+        """The same as bytes, which may begin or end inside of a character."""
+        return b"".join(self.model.piece(int(t), special) for t in tokens)
+
+    def token_bos(self) -> int:
+        """Id of the token that begins a text, -1 if there is none."""
+        return self.model.bos
+
+    def token_eos(self) -> int:
+        """Id of the token that ends a text, -1 if there is none."""
+        return self.model.eos
 
     # ---- evaluation ----
 
@@ -253,40 +279,41 @@ class Sardine:
         self,
         prompt: str | Sequence[int],
         *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
         think: tuple[int, int] | None = None,
         reuse_prefix: bool = False,
+        logprobs: int | None = None,
+        prompt_logprobs: bool = False,
+        **options: Unpack[GenerationOptions],
     ) -> Generation:
         """A generation that has not begun; iterate over it. The prompt takes the context's place.
 
         Args:
             prompt: text (BOS is added if the model wants one) or token ids.
-            max_tokens: None goes on to the end of the context.
-            temperature, top_k, top_p, min_p, seed: see SamplingOptions; None takes `self.sampling`'s.
-            stop: text that ends the answer and is not part of it.
             think: ids of the tokens around thoughts, which then come on the channel "reasoning".
             reuse_prefix: keep the evaluated tokens that the prompt begins with. Without it they are kept
                 only when the prompt continues all of them, so that equal calls give equal text.
+            logprobs, prompt_logprobs: see Generation.
+            options: see GenerationOptions.
+
+        Raises:
+            TypeError: an option that is not known.
+            ValueError: an option out of range.
+            ContextOverflow: the prompt is longer than the context.
         """
+        max_tokens, stop = options.pop("max_tokens", None), options.pop("stop", None)
+        sampling = self.sampling.override(**sampling_options(options))
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
-        options = self.sampling.override(
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
-        )
         return Generation(
             self.model,
             self.session,
             tokens,
-            options.sampler(),
+            sampling.sampler(self.model, self.session.n_ctx),
             max_tokens=max_tokens,
-            stop=_stop_list(stop),
+            stop=stop_list(stop),
             think=think,
             reuse_prefix=reuse_prefix,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> str:
@@ -298,6 +325,28 @@ class Sardine:
     ) -> Iterator[str]:
         """Yields the same text in pieces of whole characters. Leaving the loop stops the work."""
         return (piece for _, piece in self.start(prompt, **options))
+
+    def generate_tokens(
+        self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]
+    ) -> Iterator[int]:
+        """Yields the ids of the tokens that continue a prompt, the one that ends the text left out."""
+        generation = self.start(prompt, **options)
+        return (t for t in generation.sampled_tokens() if not self.model.is_end(t))
+
+    def sample(self, **options: Unpack[GenerationOptions]) -> int:
+        """A token drawn from the logits after the context's last one. Options but max_tokens and stop.
+
+        Raises:
+            ValueError: nothing is evaluated, or an option is out of range.
+        """
+        sampling = self.sampling.override(**sampling_options(options))
+        sampler = sampling.sampler(self.model, self.session.n_ctx)
+        sampler.accept_prompt(self.session.tokens)
+        return sampler.sample(self.session)
+
+    def set_seed(self, seed: int) -> None:
+        """Changes the default seed."""
+        self.sampling = self.sampling.override(seed=seed)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
@@ -313,7 +362,11 @@ class Sardine:
         return None
 
     def start_chat(
-        self, messages: Sequence[Message], **options: Unpack[GenerationOptions]
+        self,
+        messages: Sequence[Message],
+        *,
+        logprobs: int | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Generation:
         """The generation of the next assistant message; evaluates only what is new since the last turn.
 
@@ -323,44 +376,23 @@ class Sardine:
             self.chat_template.encode(messages),
             think=self.think_tokens,
             reuse_prefix=True,
+            logprobs=logprobs,
             **options,
         )
 
-    @overload
-    def create_chat_completion(
-        self,
-        messages: Sequence[Message],
-        *,
-        stream: Literal[False] = ...,
-        **options: Unpack[GenerationOptions],
-    ) -> dict[str, Any]: ...
-    @overload
-    def create_chat_completion(
-        self,
-        messages: Sequence[Message],
-        *,
-        stream: Literal[True],
-        **options: Unpack[GenerationOptions],
-    ) -> Iterator[dict[str, Any]]: ...
-    def create_chat_completion(
-        self,
-        messages: Sequence[Message],
-        *,
-        stream: bool = False,
-        **options: Unpack[GenerationOptions],
-    ) -> dict[str, Any] | Iterator[dict[str, Any]]:
-        """The next assistant message in OpenAI's shape, or an iterator over chunks of it.
+    # ---- llama-cpp-python's ----
 
-        Evaluated tokens that the conversation begins with are kept. A repeated call then sums in another
-        order than the first, which may show in the last digits of a logit; reset() before it avoids that.
+    if not TYPE_CHECKING:  # a type checker finds them without it
 
-        Args:
-            messages: {"role": ..., "content": text or blocks}, as the model's template takes them.
-            stream: yield chunks; the last has the finish reason and the usage.
-            options: as in `start`; any other is a TypeError.
-        """
-        generation = self.start_chat(messages, **options)
-        name = Path(self.model.path).name
-        if stream:
-            return chat_completion_chunks(generation, name)
-        return chat_completion(generation, name)
+        def __getattr__(self, name: str) -> NoReturn:
+            why = MISSING_ATTRIBUTES.get(name)
+            hint = f": {why}" if why else ""
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'{hint}")
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> NoReturn:
+        """Not supported: nothing is downloaded. Raises NotImplementedError."""
+        raise NotImplementedError(
+            "from_pretrained is not supported, nothing is downloaded: fetch the file, for instance with "
+            "huggingface_hub.hf_hub_download, and give its path to the constructor"
+        )

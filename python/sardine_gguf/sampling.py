@@ -4,28 +4,74 @@ from __future__ import annotations
 
 import math
 import secrets
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
-from sardine_gguf._native import GgufFile, Sampler
+from sardine_gguf._native import GgufFile, Model, Sampler
 from sardine_gguf.errors import FormatError
+
+# llama.cpp reads 2**32 - 1 as "take a new one".
+_ANY_SEED = 2**32 - 1
+
+# Key under general.sampling, field.
+_FILE_KEYS = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "xtc_probability": "xtc_probability",
+    "xtc_threshold": "xtc_threshold",
+    "penalty_last_n": "repeat_last_n",
+    "penalty_repeat": "repeat_penalty",
+    "mirostat": "mirostat_mode",
+    "mirostat_tau": "mirostat_tau",
+    "mirostat_eta": "mirostat_eta",
+}
+_INTEGERS = ("top_k", "repeat_last_n", "mirostat_mode")
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the next token is drawn. Defaults are llama.cpp's.
+    """How the next token is drawn. Names, defaults and the order of their application are llama.cpp's.
+
+    logit_bias and grammar come first, then the penalties, top_k, typical_p, top_p, min_p, xtc, temperature.
+    With mirostat_mode 1 or 2, mirostat takes the place of those between penalties and temperature.
 
     Attributes:
         temperature: 0 takes the likeliest token.
         top_k: keep the k likeliest; 0 or less turns it off.
         top_p: keep the smallest set of this probability; 1 turns it off.
         min_p: drop tokens below this share of the likeliest one's probability; 0 turns it off.
-        seed: of the random draw; negative takes a new one each time.
+        typical_p: keep the tokens nearest to the expected surprise, of this probability; 1 turns it off.
+        xtc_probability, xtc_threshold: with this probability, drop all but the last of the tokens above the
+            threshold; 0 turns it off.
+        repeat_penalty: divides the logits above 0 of tokens seen (multiplies those below); 1 turns it off.
+        presence_penalty: taken from the logits of tokens seen.
+        frequency_penalty: taken from them as often as the token was seen.
+        repeat_last_n: tokens that count as seen, those of the prompt among them; -1 is the whole context.
+        mirostat_mode, mirostat_tau, mirostat_eta: 0 is off; target surprise in bits, learning rate.
+        logit_bias: added to the logits of these token ids; -inf never takes them.
+        grammar: GBNF text with a rule "root" that the answer follows.
+        seed: of the random draw; negative, or 2**32 - 1, takes a new one each time.
     """
 
     temperature: float = 0.8
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
+    typical_p: float = 1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_last_n: int = 64
+    mirostat_mode: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    logit_bias: Mapping[int, float] | None = None
+    grammar: str | None = None
     seed: int = -1
 
     @staticmethod
@@ -33,56 +79,49 @@ class SamplingOptions:
         """The `general.sampling.*` keys of a file over the defaults.
 
         Raises:
-            FormatError: one of them is not finite or beyond 32 bits.
+            FormatError: one of them is out of the option's range.
         """
-        found = {}
-        for name, key in (
-            ("temperature", "temp"),
-            ("top_k", "top_k"),
-            ("top_p", "top_p"),
-            ("min_p", "min_p"),
-        ):
+        found: dict[str, Any] = {}
+        for key, name in _FILE_KEYS.items():
             field = f"general.sampling.{key}"
             value = file.get(field)
             if not isinstance(value, int | float) or isinstance(value, bool):
                 continue
-            if not math.isfinite(value) or abs(value) >= 2**31:
+            try:
+                if not math.isfinite(value) or abs(value) >= 2**31:
+                    raise ValueError("which no sampler takes")
+                found[name] = int(value) if name in _INTEGERS else float(value)
+                SamplingOptions(**{name: found[name]}).sampler(2, 64)
+            except ValueError as e:
                 raise FormatError(
-                    f"{file.path}: key '{field}' is {value}, which no sampler takes",
-                    file=file.path,
-                    field=field,
-                )
-            found[name] = int(value) if name == "top_k" else float(value)
-        return replace(SamplingOptions(seed=seed), **found)  # type: ignore[arg-type]
+                    f"{file.path}: key '{field}' is {value}: {e}", file=file.path, field=field
+                ) from None
+        return SamplingOptions(seed=seed, **found)
 
-    def override(
-        self,
-        *,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        seed: int | None = None,
-    ) -> SamplingOptions:
+    def override(self, **changes: Any) -> SamplingOptions:
         """A copy in which every argument that is not None replaces the field of its name."""
-        given = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "seed": seed,
-        }
-        return replace(self, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+        return replace(self, **{k: v for k, v in changes.items() if v is not None})
 
-    def sampler(self) -> Sampler:
-        """A sampler with its random state at the start. Raises ValueError for values out of range."""
-        if self.seed >= 2**32:
+    def sampler(self, model: Model | int, n_ctx: int) -> Sampler:
+        """A sampler with its state at the start.
+
+        Args:
+            model: whose tokens are drawn, or the size of a vocabulary.
+            n_ctx: what repeat_last_n -1 stands for.
+
+        Raises:
+            ValueError: an option is out of its range, or the grammar does not parse (with the line).
+        """
+        if self.seed > _ANY_SEED:
             raise ValueError(f"seed is {self.seed}, expected less than 2**32")
-        seed = self.seed if self.seed >= 0 else secrets.randbits(32)
-        return Sampler(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            seed=seed,
-        )
+        options = {f.name: getattr(self, f.name) for f in fields(self)}
+        any_seed = self.seed < 0 or self.seed == _ANY_SEED
+        options["seed"] = secrets.randbelow(_ANY_SEED) if any_seed else self.seed
+        if self.repeat_last_n == -1:
+            options["repeat_last_n"] = n_ctx
+        options["logit_bias"] = [(int(t), float(b)) for t, b in (self.logit_bias or {}).items()]
+        options["grammar"] = self.grammar or ""
+        return Sampler(model, **options)
+
+
+SAMPLING_NAMES = frozenset(f.name for f in fields(SamplingOptions))

@@ -28,7 +28,9 @@ def test_public_names() -> None:
     assert issubclass(sardine_gguf.BusyError, RuntimeError)
     parameters = inspect.signature(Sardine).parameters
     assert next(iter(parameters)) == "path"
-    assert all(p.kind is p.KEYWORD_ONLY for n, p in parameters.items() if n != "path")
+    assert all(
+        p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for n, p in parameters.items() if n != "path"
+    )
 
 
 def test_facts(tiny: TinyModel, capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,11 +142,15 @@ def test_sampling_distribution(tiny: TinyModel) -> None:
         logits = m.eval(PROMPT)[-1].astype(np.float64) / 0.7
         p = np.exp(logits - logits.max())
         p /= p.sum()
-        sampler = SamplingOptions(temperature=0.7, top_k=0, top_p=1, min_p=0, seed=1).sampler()
+        sampler = SamplingOptions(temperature=0.7, top_k=0, top_p=1, min_p=0, seed=1).sampler(
+            m.model, m.n_ctx
+        )
         n = 20_000
         counts = np.bincount([sampler.sample(m.session) for _ in range(n)], minlength=len(p))
         assert (abs(counts - n * p) <= 5 * np.sqrt(n * p) + 5).all()
-        top = SamplingOptions(temperature=0.7, top_k=3, top_p=1, min_p=0, seed=1).sampler()
+        top = SamplingOptions(temperature=0.7, top_k=3, top_p=1, min_p=0, seed=1).sampler(
+            m.model, m.n_ctx
+        )
         drawn = {top.sample(m.session) for _ in range(300)}
         assert drawn <= set(np.argsort(-logits)[:3].tolist())
 

@@ -6,30 +6,66 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
+
+#include "sardine/model.h"
 
 namespace sardine {
 
+// Names and defaults are llama.cpp's.
 struct SamplerOptions {
-    float temperature = 0.8f;  // 0: greedy
-    int32_t top_k = 40;        // 0 or less: off
-    float top_p = 0.95f;       // 1: off
-    float min_p = 0.05f;       // 0: off
+    float temperature = 0.8f;      // 0: greedy
+    int32_t top_k = 40;            // 0 or less: off
+    float top_p = 0.95f;           // 1: off
+    float min_p = 0.05f;           // 0: off
+    float typical_p = 1.0f;        // 1: off
+    float xtc_probability = 0.0f;  // 0: off
+    float xtc_threshold = 0.1f;    // above 0.5: off
+    float repeat_penalty = 1.0f;   // 1: off
+    float presence_penalty = 0.0f;
+    float frequency_penalty = 0.0f;
+    int32_t repeat_last_n = 64;  // tokens that the penalties look back on; 0: off
+    int32_t mirostat_mode = 0;   // 0: off, 1, 2; takes the place of the samplers from top_k to xtc
+    float mirostat_tau = 5.0f;
+    float mirostat_eta = 0.1f;
     uint32_t seed = 0;
+    std::vector<llama_logit_bias> logit_bias;  // finite, or -infinity: never
+    std::string grammar;                       // GBNF with a rule root; "": none
 };
 
 class Sampler {
  public:
-    explicit Sampler(const SamplerOptions& options);  // throws InvalidArgument
+    // For a model's logits. Throws InvalidArgument.
+    Sampler(std::shared_ptr<const Model> model, const SamplerOptions& options);
+    // For any logits [n_vocab]; a grammar needs a model.
+    Sampler(int64_t n_vocab, const SamplerOptions& options);
 
-    // logits [n_vocab] -> token id; the same seed and logits give the same tokens.
+    // Takes tokens as the text so far, for the penalties.
+    void accept_prompt(std::span<const int32_t> tokens);
+
+    // logits [n_vocab] -> token id, accepted as the text's next token. The same seed and logits give the same
+    // tokens. Throws Error if grammar and biases leave no token.
     int32_t sample(std::span<const float> logits);
 
  private:
+    Sampler(std::shared_ptr<const Model> model, int64_t n_vocab, const SamplerOptions& options);
+
     struct Free {
         void operator()(llama_sampler* s) const { llama_sampler_free(s); }
     };
-    std::unique_ptr<llama_sampler, Free> chain_;
+    using Owned = std::unique_ptr<llama_sampler, Free>;
+
+    void add_grammar(const std::string& text);
+    int32_t choose(std::span<const float> logits, bool constrained);
+    bool allowed_by_grammar(int32_t token);
+
+    std::shared_ptr<const Model> model_;  // the grammar points into its vocabulary
+    int64_t n_vocab_;
+    int32_t repeat_last_n_;
+    std::vector<llama_logit_bias> bias_;
+    Owned grammar_, chain_;
+    std::vector<int32_t> forbidden_;  // with the grammar: control tokens, whose names a rule could spell
     std::vector<llama_token_data> candidates_;
 };
 

@@ -1,0 +1,106 @@
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+
+#include "bindings.h"
+#include "sardine/sampler.h"
+#include "sardine/session.h"
+
+namespace sardine::python {
+namespace {
+
+std::vector<int32_t> narrow(const std::vector<int64_t>& tokens) {
+    std::vector<int32_t> out(tokens.size());
+    std::ranges::transform(tokens, out.begin(), narrow_token);
+    return out;
+}
+
+// The keyword arguments of Sampler, one for each field of SamplerOptions.
+SamplerOptions read_options(const py::kwargs& given) {
+    SamplerOptions o;
+    const auto take = [](auto& field, const py::handle& value) {
+        field = value.cast<std::remove_reference_t<decltype(field)>>();
+    };
+    for (const auto& [key, value] : given) {
+        const auto name = key.cast<std::string>();
+        if (name == "temperature")
+            take(o.temperature, value);
+        else if (name == "top_k")
+            take(o.top_k, value);
+        else if (name == "top_p")
+            take(o.top_p, value);
+        else if (name == "min_p")
+            take(o.min_p, value);
+        else if (name == "typical_p")
+            take(o.typical_p, value);
+        else if (name == "xtc_probability")
+            take(o.xtc_probability, value);
+        else if (name == "xtc_threshold")
+            take(o.xtc_threshold, value);
+        else if (name == "repeat_penalty")
+            take(o.repeat_penalty, value);
+        else if (name == "presence_penalty")
+            take(o.presence_penalty, value);
+        else if (name == "frequency_penalty")
+            take(o.frequency_penalty, value);
+        else if (name == "repeat_last_n")
+            take(o.repeat_last_n, value);
+        else if (name == "mirostat_mode")
+            take(o.mirostat_mode, value);
+        else if (name == "mirostat_tau")
+            take(o.mirostat_tau, value);
+        else if (name == "mirostat_eta")
+            take(o.mirostat_eta, value);
+        else if (name == "seed")
+            take(o.seed, value);
+        else if (name == "grammar")
+            take(o.grammar, value);
+        else if (name == "logit_bias")
+            for (const auto& [token, bias] : value.cast<std::vector<std::pair<int64_t, float>>>())
+                o.logit_bias.push_back({narrow_token(token), bias});
+        else
+            throw py::type_error("Sampler has no option '" + name + "'");
+    }
+    return o;
+}
+
+}  // namespace
+
+void bind_sampler(py::module_& m) {
+    py::class_<Sampler>(m, "Sampler", "A chain of libllama's samplers with its random state.")
+        .def(py::init([](std::shared_ptr<Model> model, const py::kwargs& options) {
+                 const SamplerOptions o = read_options(options);
+                 py::gil_scoped_release release;
+                 return std::make_unique<Sampler>(std::move(model), o);
+             }),
+             py::arg("model").none(false), "For a model's logits.")
+        .def(py::init([](int64_t n_vocab, const py::kwargs& options) {
+                 return std::make_unique<Sampler>(n_vocab, read_options(options));
+             }),
+             py::arg("n_vocab"), "For any logits, float32 [n_vocab]; a grammar needs a model.")
+        .def(
+            "accept_prompt",
+            [](Sampler& sampler, const std::vector<int64_t>& tokens) {
+                sampler.accept_prompt(narrow(tokens));
+            },
+            py::arg("tokens"), "Takes tokens as the text so far, for the penalties.")
+        .def(
+            "sample",
+            [](Sampler& sampler, Session& s) {
+                const auto lock = s.lock();
+                py::gil_scoped_release release;
+                return sampler.sample(s.last_logits());
+            },
+            py::arg("session"), "Draws a token from the session's last logits and accepts it.")
+        .def(
+            "sample_logits",
+            [](Sampler& sampler,
+               const py::array_t<float, py::array::c_style | py::array::forcecast>& logits) {
+                if (logits.ndim() != 1) throw py::value_error("logits must be [n_vocab]");
+                return sampler.sample({logits.data(), static_cast<size_t>(logits.size())});
+            },
+            py::arg("logits"), "The same with logits given, float32 [n_vocab].");
+}
+
+}  // namespace sardine::python

@@ -1,0 +1,102 @@
+"""Options of a generation: their names, and what of llama-cpp-python's is not supported and why."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from sardine_gguf.sampling import SAMPLING_NAMES
+
+
+class GenerationOptions(TypedDict, total=False):
+    """Options of a generation. One that is left out, or None, takes the model's `sampling`.
+
+    Keys:
+        max_tokens: None goes on to the end of the context.
+        stop: text, or texts, that end the answer and are not part of it.
+        others: see SamplingOptions; keys of logit_bias may be digits.
+    """
+
+    max_tokens: int | None
+    stop: str | Sequence[str] | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    typical_p: float | None
+    xtc_probability: float | None
+    xtc_threshold: float | None
+    repeat_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repeat_last_n: int | None
+    mirostat_mode: int | None
+    mirostat_tau: float | None
+    mirostat_eta: float | None
+    logit_bias: Mapping[int, float] | Mapping[str, float] | None
+    grammar: str | None
+    seed: int | None
+
+
+# Arguments that code for other libraries gives: the values that change nothing, and why others are refused.
+_UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "suffix": ((None,), "filling in the middle needs a model trained for it"),
+    "tfs_z": ((1.0, None), "llama.cpp has removed tail-free sampling"),
+    "stopping_criteria": ((None,), "use stop, or leave the loop over a stream"),
+    "logits_processor": ((None,), "use logit_bias or grammar"),
+    "functions": ((None, []), "tools are not supported"),
+    "function_call": ((None, "none"), "tools are not supported"),
+    "tools": ((None, []), "tools are not supported"),
+    "tool_choice": ((None, "none"), "tools are not supported"),
+    "n": ((1, None), "call again with another seed"),
+    "best_of": ((1, None), "call again with another seed"),
+    "penalize_nl": ((None,), "llama.cpp has removed it"),
+}
+
+
+def sampling_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling options among the arguments of a call, those that are None left out.
+
+    Raises:
+        TypeError: an argument has no meaning here.
+        ValueError: an argument has one elsewhere, but is not supported.
+    """
+    found = {}
+    for name, value in options.items():
+        if name in _UNSUPPORTED:
+            neutral, why = _UNSUPPORTED[name]
+            if not any(value is v or (type(value) is type(v) and value == v) for v in neutral):
+                raise ValueError(f"{name} is not supported: {why}")
+        elif name not in SAMPLING_NAMES:
+            near = (
+                ["temperature"]
+                if name == "temp"
+                else difflib.get_close_matches(name, SAMPLING_NAMES)
+            )
+            hint = f": did you mean {near[0]}?" if near else ""
+            raise TypeError(f"there is no option '{name}'{hint}")
+        elif value is not None:
+            found[name] = value
+    if "logit_bias" in found:
+        found["logit_bias"] = {int(t): float(b) for t, b in found["logit_bias"].items()}
+    if "grammar" in found:
+        found["grammar"] = grammar_text(found["grammar"])
+    return found
+
+
+def grammar_text(grammar: Any) -> str:
+    """GBNF text, given as such or as llama_cpp's LlamaGrammar."""
+    text = getattr(grammar, "_grammar", grammar)
+    if not isinstance(text, str):
+        raise TypeError(f"grammar is a {type(grammar).__name__}, expected GBNF text")
+    if not text.strip():
+        raise ValueError("the grammar is empty")
+    return text
+
+
+def stop_list(stop: str | Sequence[str] | None) -> list[str]:
+    """Stop strings as a list."""
+    if stop is None:
+        return []
+    return [stop] if isinstance(stop, str) else list(stop)
