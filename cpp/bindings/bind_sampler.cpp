@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "bindings.h"
+#include "sardine/error.h"
 #include "sardine/sampler.h"
 #include "sardine/session.h"
 
@@ -19,11 +20,19 @@ std::vector<int32_t> narrow(const std::vector<int64_t>& tokens) {
 // The keyword arguments of Sampler, one for each field of SamplerOptions.
 SamplerOptions read_options(const py::kwargs& given) {
     SamplerOptions o;
-    const auto take = [](auto& field, const py::handle& value) {
-        field = value.cast<std::remove_reference_t<decltype(field)>>();
+    std::string name;
+    const auto take = [&name](auto& field, const py::handle& value) {
+        try {
+            field = value.cast<std::remove_reference_t<decltype(field)>>();
+        } catch (const py::cast_error&) {
+            const std::string shown = py::repr(value).cast<std::string>().substr(0, 60);
+            if (py::isinstance<py::int_>(value) || py::isinstance<py::float_>(value))
+                throw InvalidArgument(name + " is " + shown + ", which is out of range");
+            throw py::type_error(name + " is " + shown + ", which is of the wrong type");
+        }
     };
     for (const auto& [key, value] : given) {
-        const auto name = key.cast<std::string>();
+        name = key.cast<std::string>();
         if (name == "temperature")
             take(o.temperature, value);
         else if (name == "top_k")
@@ -56,10 +65,11 @@ SamplerOptions read_options(const py::kwargs& given) {
             take(o.seed, value);
         else if (name == "grammar")
             take(o.grammar, value);
-        else if (name == "logit_bias")
-            for (const auto& [token, bias] : value.cast<std::vector<std::pair<int64_t, float>>>())
-                o.logit_bias.push_back({narrow_token(token), bias});
-        else
+        else if (name == "logit_bias") {
+            std::vector<std::pair<int64_t, float>> pairs;
+            take(pairs, value);
+            for (const auto& [token, bias] : pairs) o.logit_bias.push_back({narrow_token(token), bias});
+        } else
             throw py::type_error("Sampler has no option '" + name + "'");
     }
     return o;

@@ -184,7 +184,7 @@ class Reader {
     }
 
     uint64_t read_number() {
-        if (!is_digit(at())) fail("expected a number in braces");
+        if (!is_digit(at())) fail("expected a number");
         uint64_t n = 0;
         for (; is_digit(at()); ++pos_) n = std::min<uint64_t>(n * 10 + (at() - '0'), 1'000'000'000);
         return n;

@@ -21,12 +21,13 @@ def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:
 
 
 def usage(generation: Generation) -> dict[str, Any]:
-    """Token counts, cached prompt tokens among them."""
+    """Token counts, cached prompt tokens among them; like OpenAI's without the token that ends a text."""
     t = generation.timings
+    completion_tokens = t.completion_tokens - generation.met_end_token
     return {
         "prompt_tokens": t.prompt_tokens,
-        "completion_tokens": t.completion_tokens,
-        "total_tokens": t.prompt_tokens + t.completion_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": t.prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": t.cached_tokens},
     }
 

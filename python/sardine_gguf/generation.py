@@ -145,6 +145,7 @@ class Generation:
         self._stop, self._think = tuple(stop), think
         self._reuse_prefix, self._on_token = reuse_prefix, on_token
         self.finish_reason: FinishReason | None = None
+        self.met_end_token = False
         self.timings = Timings(prompt_tokens=len(prompt))
         self.tokens: list[int] = []
         self.prompt_entries: list[TokenLogprob] = []
@@ -224,11 +225,10 @@ class Generation:
         start = time.perf_counter()
         channel: Channel = "content"
         text = TextFilter(self._stop)
-        ended = False
         for token in self._sampled_tokens():
             self.timings.completion_seconds = time.perf_counter() - start
-            ended = self._model.is_end(token)
-            if ended:
+            self.met_end_token = self._model.is_end(token)
+            if self.met_end_token:
                 break
             if self._think and token in self._think:
                 piece = text.push(b"", final=True)
@@ -256,7 +256,7 @@ class Generation:
         self._settle(text, final=True)
         if piece:
             yield channel, piece
-        self.finish_reason = "stop" if ended or text.stopped else "length"
+        self.finish_reason = "stop" if self.met_end_token or text.stopped else "length"
 
     def sampled_tokens(self) -> Iterator[int]:
         """Runs it for the tokens alone, to the one that ends the text; stop strings do nothing."""

@@ -7,9 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
-from sardine_gguf import completion
 from sardine_gguf._native import Model
 from sardine_gguf.chat import Message
+from sardine_gguf.completion import (
+    chat_completion,
+    chat_completion_chunks,
+    completion,
+    completion_chunks,
+)
 from sardine_gguf.generation import Generation
 from sardine_gguf.options import GenerationOptions
 from sardine_gguf.response_format import response_grammar
@@ -108,10 +113,8 @@ class OpenAIMethods(ABC):
         )
         name, told = model or self._name(), logprobs is not None
         if stream:
-            return completion.completion_chunks(
-                generation, name, prompt=prompt_text, echo=echo, logprobs=told
-            )
-        return completion.completion(generation, name, prompt=prompt_text, echo=echo, logprobs=told)
+            return completion_chunks(generation, name, prompt=prompt_text, echo=echo, logprobs=told)
+        return completion(generation, name, prompt=prompt_text, echo=echo, logprobs=told)
 
     @overload
     def __call__(
@@ -141,7 +144,9 @@ class OpenAIMethods(ABC):
         self, prompt: str | Sequence[int], **arguments: Any
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """create_completion."""
-        return self.create_completion(prompt, **arguments)
+        result: dict[str, Any] | Iterator[dict[str, Any]]
+        result = self.create_completion(prompt, **arguments)
+        return result
 
     # ---- chats ----
 
@@ -210,8 +215,8 @@ class OpenAIMethods(ABC):
         generation = self.start_chat(messages, logprobs=n_top, **_resolve(options, response_format))
         name, told = model or self._name(), bool(logprobs)
         if stream:
-            return completion.chat_completion_chunks(generation, name, logprobs=told)
-        return completion.chat_completion(generation, name, logprobs=told)
+            return chat_completion_chunks(generation, name, logprobs=told)
+        return chat_completion(generation, name, logprobs=told)
 
     def create_chat_completion_openai_v1(
         self, messages: Sequence[Message], *, stream: bool = False, **arguments: Any

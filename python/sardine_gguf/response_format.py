@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -57,22 +58,60 @@ def schema_grammar(schema: Any) -> str:
     Raises:
         ValueError: the schema is none, or has a keyword that the converter would leave out.
     """
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
     if not isinstance(schema, Mapping):
-        raise ValueError(f"the JSON schema is a {type(schema).__name__}, expected an object")
+        raise ValueError(f"JSON schema: it is a {type(schema).__name__}, expected an object")
     try:
         copy = json.loads(json.dumps(schema))
         _rename_definitions(copy)
         for _ in _walk(copy, "$"):
             pass
-        return str(json_schema_to_gbnf(json.dumps(copy)))
+        return _convert(copy)
     except ValueError as e:
         raise ValueError(f"JSON schema: {e}") from None
     except RecursionError:
         raise ValueError("JSON schema: it is nested too deep") from None
     except (AssertionError, LookupError, TypeError, AttributeError, RuntimeError) as e:
         raise ValueError(f"JSON schema: it is malformed or not supported: {e!r}") from None
+
+
+def _convert(schema: dict[str, Any]) -> str:
+    """llama_cpp's conversion, with two mends.
+
+    Its literals leave backslashes as they are, and its strings may hold control characters.
+    """
+    from llama_cpp.llama_grammar import SchemaConverter
+
+    class Converter(SchemaConverter):
+        def _format_literal(self, literal: str) -> str:
+            escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r"}
+            return '"' + "".join(escapes.get(c, c) for c in literal) + '"'
+
+    options = {"prop_order": {}, "allow_fetch": False, "dotall": False, "raw_pattern": False}
+    converter: Any = Converter(**options)  # type: ignore[no-untyped-call]
+    converter.visit(converter.resolve_refs(schema, "schema"), "")
+    loose, strict = r'char ::= [^"\\] |', r'char ::= [^"\\\x7F\x00-\x1F] |'
+    lines = converter.format_grammar().split("\n")
+    return "\n".join(
+        line.replace(loose, strict) if line.startswith(loose) else line for line in lines
+    )
+
+
+def _check_pattern(pattern: str, place: str) -> None:
+    """Refuses patterns whose texts the converter would not hold to, or that could leave the JSON string."""
+    body = re.sub(r"\[[^]]*\]", "", pattern)
+    depth = 0
+    for c in body:
+        depth += (c == "(") - (c == ")")
+        if c in '."\\' or (c == "|" and depth == 0):
+            raise ValueError(f"the pattern at {place} has {c!r}, which is not supported there")
+    for inside in re.findall(r"\[([^]]*)\]", pattern):
+        ranges = [(a, b) for a, b in re.findall(r"(.)-(.)", inside, re.DOTALL)]
+        if inside.startswith("^") or set('"\\') & set(inside):
+            raise ValueError(f"the pattern at {place} has [{inside}], which is not supported")
+        if any(a < " " or a <= '"' <= b or a <= "\\" <= b for a, b in ranges):
+            raise ValueError(
+                f"the pattern at {place} has [{inside}] with a quote or backslash in it"
+            )
 
 
 def _rename_definitions(schema: dict[str, Any]) -> None:
@@ -123,6 +162,8 @@ def _honoured(s: dict[str, Any], place: str) -> set[str]:
             raise ValueError(
                 f"'{min(unknown)}' at {place} is required but not among the properties"
             )
+        if s.get("properties") and s.get("additionalProperties") not in (None, False):
+            raise ValueError(f"additionalProperties beside properties at {place} are not supported")
         return {"type", "properties", "required", "additionalProperties"}
     if kind in (None, "object") and "allOf" in s:
         return {"type", "allOf"}
@@ -133,6 +174,7 @@ def _honoured(s: dict[str, Any], place: str) -> set[str]:
         exact = all(s.get(k, len(items)) == len(items) for k in ("minItems", "maxItems"))
         return {"type", "items", "prefixItems"} | ({"minItems", "maxItems"} if exact else set())
     if kind in (None, "string") and "pattern" in s:
+        _check_pattern(s["pattern"], place)
         return {"type", "pattern"}
     if kind == "string":
         return {"type", "minLength", "maxLength"}
