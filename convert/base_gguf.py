@@ -68,6 +68,8 @@ def read_gguf(path: Path) -> Base:
     own += [t.name for t in file.tensors if schema.is_sardine_tensor(t.name)]
     if own:
         raise _bad(path, own[0], "is already a SaRDinE file, expected a base model without experts")
+    if kv.get("general.type") == ("str", "adapter"):
+        raise _bad(path, "general.type", "is an adapter file, expected a model")
     if kv.get("split.count", ("u16", 1))[1] not in (0, 1):
         raise _bad(
             path,

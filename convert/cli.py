@@ -79,6 +79,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="width of a column block (default 65536)",
     )
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write the experts alone, for any GGUF file of the same base "
+        "(sardine-cli -m base.gguf --adapter OUT.gguf)",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read the written file back and compare all of it with the inputs before it takes its place",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing output")
     parser.add_argument(
         "--dry-run",
@@ -150,6 +161,8 @@ def _run(args: argparse.Namespace) -> None:
             delta_mode=args.delta_mode,
             expert_names=args.expert_names,
             block_columns=args.block_columns,
+            adapter=args.adapter,
+            verify=args.verify,
             force=args.force,
             dry_run=args.dry_run,
             n_threads=args.threads,

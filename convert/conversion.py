@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import gguf
 from sardine_gguf.errors import FormatError
 
 from . import native, schema
+from .adapter import adapter_metadata
 from .atomic import AtomicFile, check_destination, sweep
 from .base import Base
 from .base_gguf import check_ffn, read_gguf
@@ -28,6 +30,7 @@ from .gguf_file import (
 )
 from .report import ConversionReport
 from .srde_layer import check_shapes
+from .verify import verify_file
 
 PathLike = str | os.PathLike[str]
 # Called with (bytes written, bytes in all, tensor name) while the file is written.
@@ -48,6 +51,8 @@ def convert(
     delta_mode: str = "sparse",
     expert_names: Sequence[str] | None = None,
     block_columns: int = schema.MAX_BLOCK_COLUMNS,
+    adapter: bool = False,
+    verify: bool = False,
     force: bool = False,
     dry_run: bool = False,
     n_threads: int | None = None,
@@ -63,6 +68,8 @@ def convert(
         delta_mode: the mode that a runtime starts in, sparse or gain.
         expert_names: one unique name for each expert.
         block_columns: width of a column block, 1 to 65536.
+        adapter: write the experts alone, for any file of the same base; outtype is None then.
+        verify: read the written file back before it takes its place, and compare it with the inputs.
         force: replace an existing output.
         dry_run: read headers and positions only, write nothing.
         n_threads: for quantizing; the default is one for each CPU.
@@ -70,10 +77,15 @@ def convert(
     Raises:
         FormatError: an input is not what it must be, or the output may not be written there.
         ValueError: an option is wrong.
-        OSError: reading or writing failed. The output is then as it was before.
+        OSError: reading or writing failed, or verify found a difference (VerificationError). The
+            output is then as it was before.
     """
     base_path, srde_path, out_path = Path(base), Path(srde), Path(outfile)
     threads = _threads(n_threads)
+    if adapter and outtype is not None:
+        raise OptionError(f"outtype {outtype}: an adapter file holds no base; leave the option out")
+    if verify and dry_run:
+        raise OptionError("verify: a dry run writes nothing to verify; leave one of them out")
     out_type, deltas = _types(base_path, outtype, delta_type)
     if delta_mode not in schema.DELTA_MODES:
         raise OptionError(f"delta mode {delta_mode!r}: expected {' or '.join(schema.DELTA_MODES)}")
@@ -101,12 +113,21 @@ def convert(
         delta_part(layer, model.hidden, model.inner, block_columns, deltas, threads)
         for layer in checkpoint.layers
     ]
+    if adapter:
+        model = _without_tensors(model, base_path)
     metadata = {**model.metadata, **_metadata(checkpoint, top_k, names, delta_mode, block_columns)}
     # The experts come first: a checkpoint that cannot be used fails before the long part.
     report = _report(out_path, model, parts, metadata, names, top_k, delta_mode, deltas, dry_run)
-    report.warnings, report.notes = warnings, list(model.notes)
+    report.warnings, report.notes, report.adapter = warnings, list(model.notes), adapter
+
+    def check(written: Path) -> None:
+        if verify:
+            report.verification = verify_file(written, checkpoint.layers, model.parts, threads)
+
     if not dry_run:
-        write_file(out_path, metadata, [*parts, *model.parts], model.alignment, force, progress)
+        write_file(
+            out_path, metadata, [*parts, *model.parts], model.alignment, force, progress, check
+        )
     return report
 
 
@@ -134,8 +155,12 @@ def write_file(
     alignment: int,
     force: bool,
     progress: Progress | None,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes a GGUF file atomically and reads its header back before it takes its place."""
+    """Writes a GGUF file atomically and reads its header back before it takes its place.
+
+    check, if given, is called with the complete file then, and may raise to have it removed.
+    """
     specs = [s for part in parts for s in part.specs]
     header = pack_header(metadata, specs, alignment)
     total = len(header) + sum(padded(s.nbytes, alignment) for s in specs)
@@ -152,6 +177,8 @@ def write_file(
 
         def verify(temp: Path) -> None:
             _verify(temp, metadata, specs, alignment, len(header), total)
+            if check is not None:
+                check(temp)
 
         file.commit(verify, force)
 
@@ -210,6 +237,18 @@ def _names(names: Sequence[str] | None, n_experts: int) -> list[str]:
     if len(set(names)) != len(names) or not all(name and name.isprintable() for name in names):
         raise OptionError("expert names: expected unique, printable names that are not empty")
     return names
+
+
+def _without_tensors(model: Base, path: Path) -> Base:
+    """What an adapter file keeps of its base."""
+    return dataclasses.replace(
+        model,
+        metadata=adapter_metadata(model, path),
+        parts=[],
+        alignment=schema.MIN_ALIGNMENT,
+        out_type=None,
+        notes=[],
+    )
 
 
 def _metadata(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .gguf_file import TensorSpec
+from .verify import Verification
 
 
 @dataclass
@@ -19,6 +20,8 @@ class ConversionReport:
         positions: changed FFN parameters by matrix, all layers together.
         parameters: FFN parameters by matrix in the augmented layers.
         tensors: every tensor of the file in order; types: how many tensors have each ggml type.
+        adapter: the file holds the experts alone.
+        verification: what verify=True compared; None without it.
         warnings, notes: texts for people.
     """
 
@@ -37,6 +40,8 @@ class ConversionReport:
     tensors: list[TensorSpec]
     type_names: dict[int, str]
     dry_run: bool = False
+    adapter: bool = False
+    verification: Verification | None = None
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -60,10 +65,11 @@ class ConversionReport:
         if len(self.layers) != self.n_layers:
             layers += f" ({_ranges(self.layers)})"
         kinds = ", ".join(f"{m} {n:,} ({self.density(m):.3%})" for m, n in self.positions.items())
-        parts = ", ".join(f"{name} {human(n)}" for name, n in self.sizes.items())
+        parts = ", ".join(f"{name} {human(n)}" for name, n in self.sizes.items() if n)
         types = ", ".join(
             f"{n} {name} ({human(size)})" for name, (n, size) in self.type_counts().items()
         )
+        base = "not in the file, which is an adapter" if self.adapter else self.out_type
         return "\n".join(
             [
                 f"{'would write' if self.dry_run else 'wrote'} {self.outfile}: {human(self.size)}",
@@ -73,8 +79,9 @@ class ConversionReport:
                 f"  positions  {sum(self.positions.values()):,} ({self.density():.3%}): {kinds}",
                 f"  bytes      {parts}",
                 f"  tensors    {len(self.tensors)}: {types}",
-                f"  base       {self.out_type or 'copied from the GGUF file'}",
+                f"  base       {base or 'copied from the GGUF file'}",
                 f"  deltas     {self.delta_type}, starts in mode {self.delta_mode}",
+                *([f"  verified   {self.verification.summary()}"] if self.verification else []),
             ]
         )
 

@@ -16,6 +16,11 @@ KEY_DELTA_MODE: Final = "sardine.delta_mode"
 KEY_LAYERS: Final = "sardine.layers"
 KEY_BLOCK_COLUMNS: Final = "sardine.block_columns"
 
+# Keys of an adapter file: the shape of the base that it is for.
+ADAPTER_TYPE: Final = "sardine"
+KEY_BASE_PREFIX: Final = "sardine.base."
+KEY_BASE_NORMS: Final = "sardine.base.norm_crc32"
+
 DELTA_MODES: Final = ("sparse", "gain")
 MATRICES: Final = ("gate", "up", "down")
 EXPERT_NAMES: Final = ("math", "logic", "code", "science", "planning", "abstract")
