@@ -58,7 +58,8 @@ class PackedMatrix:
 
     def _lines(self) -> NDArray[np.int64]:
         """block * n_rows + row of each position [n]."""
-        counts: NDArray[np.int64] = np.diff(self.row_ptr.astype(np.int64))
+        rows = self.row_ptr.astype(np.int64)
+        counts = rows[1:] - rows[:-1]
         return np.repeat(np.arange(len(counts), dtype=np.int64), counts)
 
     def values(self, expert: int, start: int = 0, stop: int | None = None) -> NDArray[np.float64]:
