@@ -144,7 +144,7 @@ def _draw_values(axes: Any, file: PackedFile, names: list[str]) -> None:
     if len(lines) > MAX_LINES:
         lines = [(f"all {len(names)} experts", counts.sum(axis=0))]
     for (name, row), colour in zip(lines, _LINES, strict=False):
-        axes.stairs(np.maximum(row, 0.5), edges, label=_short(name), color=colour, linewidth=1.1)
+        axes.stairs(np.maximum(row, 0.5), edges, label=_short(name, 16), color=colour, linewidth=1.1)
     axes.set_yscale("log")
     top = max(1, int(max(row.max() for _, row in lines)))
     axes.set_ylim(0.7, top ** (1 + 0.055 * -(-len(lines) // 3)) * 2)
@@ -162,7 +162,11 @@ def _draw_similarity(figure: Any, axes: Any, similarity: Float64, names: list[st
     step = -(-len(names) // 24)
     ticks = range(0, len(names), step)
     labels = [_short(names[i]) for i in ticks]
-    axes.set_xticks(ticks, labels, rotation=45, ha="right", rotation_mode="anchor")
+    if len(names) <= MAX_NUMBERS:
+        axes.set_xticks(ticks, labels, rotation=45, ha="right", rotation_mode="anchor")
+    else:
+        axes.set_xticks([])
+        axes.set_xlabel("the experts in the same order")
     axes.set_yticks(ticks, labels)
     if len(names) <= MAX_NUMBERS:
         for i, row in enumerate(similarity):
@@ -173,7 +177,7 @@ def _draw_similarity(figure: Any, axes: Any, similarity: Float64, names: list[st
     figure.colorbar(image, ax=axes, shrink=0.8).outline.set_visible(False)
 
 
-def _short(text: str, length: int = 14) -> str:
+def _short(text: str, length: int = 12) -> str:
     # A dollar sign would begin matplotlib's mathematics.
     cut = text if len(text) <= length else text[: length - 1] + "…"
     return cut.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""sardine-inspect: its facts against plain readers, its check against every crafted defect, its exit codes."""
+"""sardine-inspect: facts against plain readers, the check against every crafted defect, exit codes."""
 
 from __future__ import annotations
 
