@@ -144,7 +144,9 @@ def _draw_values(axes: Any, file: PackedFile, names: list[str]) -> None:
     if len(lines) > MAX_LINES:
         lines = [(f"all {len(names)} experts", counts.sum(axis=0))]
     for (name, row), colour in zip(lines, _LINES, strict=False):
-        axes.stairs(np.maximum(row, 0.5), edges, label=_short(name, 16), color=colour, linewidth=1.1)
+        axes.stairs(
+            np.maximum(row, 0.5), edges, label=_short(name, 16), color=colour, linewidth=1.1
+        )
     axes.set_yscale("log")
     top = max(1, int(max(row.max() for _, row in lines)))
     axes.set_ylim(0.7, top ** (1 + 0.055 * -(-len(lines) // 3)) * 2)
