@@ -79,6 +79,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="width of a column block (default 65536)",
     )
+    repair = parser.add_mutually_exclusive_group()
+    repair.add_argument(
+        "--compensation",
+        choices=schema.COMPENSATIONS,
+        metavar="METHOD",
+        help="how the deltas make up for the base's quantization error: "
+        f"{', '.join(schema.COMPENSATIONS)} (default {schema.DEFAULT_COMPENSATION}; only with a "
+        "folder and a quantized outtype)",
+    )
+    repair.add_argument(
+        "--no-compensate",
+        dest="compensation",
+        action="store_const",
+        const="none",
+        help="the same as --compensation none",
+    )
     parser.add_argument(
         "--adapter",
         action="store_true",
@@ -163,6 +179,7 @@ def _run(args: argparse.Namespace) -> None:
             block_columns=args.block_columns,
             adapter=args.adapter,
             verify=args.verify,
+            compensation=args.compensation,
             force=args.force,
             dry_run=args.dry_run,
             n_threads=args.threads,

@@ -28,8 +28,10 @@ from .gguf_file import (
     padded,
     stream,
 )
+from .order import file_order
 from .report import ConversionReport
 from .srde_layer import check_shapes
+from .values import check_finite
 from .verify import verify_file
 
 PathLike = str | os.PathLike[str]
@@ -51,6 +53,8 @@ def convert(
     delta_mode: str = "sparse",
     expert_names: Sequence[str] | None = None,
     block_columns: int = schema.MAX_BLOCK_COLUMNS,
+    compensation: str | None = None,
+    shared_type: str = schema.SHARED_TYPE,
     adapter: bool = False,
     verify: bool = False,
     force: bool = False,
@@ -68,6 +72,9 @@ def convert(
         delta_mode: the mode that a runtime starts in, sparse or gain.
         expert_names: one unique name for each expert.
         block_columns: width of a column block, 1 to 65536.
+        compensation: none, residual or extracted (compensation.py), for a quantized folder; the
+            default is extracted there and none elsewhere.
+        shared_type: of the values that extracted keeps beside the experts': f32, f16 or q8_0.
         adapter: write the experts alone, for any file of the same base; outtype is None then.
         verify: read the written file back before it takes its place, and compare it with the inputs.
         force: replace an existing output.
@@ -89,6 +96,9 @@ def convert(
     out_type, deltas = _types(base_path, outtype, delta_type)
     if delta_mode not in schema.DELTA_MODES:
         raise OptionError(f"delta mode {delta_mode!r}: expected {' or '.join(schema.DELTA_MODES)}")
+    method = _compensation(compensation, None if adapter else out_type)
+    if shared_type not in schema.DELTA_TYPES:
+        raise OptionError(f"shared type {shared_type!r}: expected {', '.join(schema.DELTA_TYPES)}")
     if type(block_columns) is not int or not 1 <= block_columns <= schema.MAX_BLOCK_COLUMNS:
         raise OptionError(
             f"block columns {block_columns!r}: expected 1 to {schema.MAX_BLOCK_COLUMNS}"
@@ -110,24 +120,30 @@ def convert(
     compare_configs(checkpoint, model, warnings)
     compare_base_ffn(checkpoint, model, warnings)
     parts = [
-        delta_part(layer, model.hidden, model.inner, block_columns, deltas, threads)
+        delta_part(
+            layer, model.hidden, model.inner, block_columns, deltas, threads, method, shared_type
+        )
         for layer in checkpoint.layers
     ]
     if adapter:
         model = _without_tensors(model, base_path)
-    metadata = {**model.metadata, **_metadata(checkpoint, top_k, names, delta_mode, block_columns)}
-    # The experts come first: a checkpoint that cannot be used fails before the long part.
+    own = _metadata(checkpoint, top_k, names, delta_mode, block_columns, method)
+    metadata = {**model.metadata, **own}
+    ordered = list(parts) if adapter else file_order(model.parts, parts)
     report = _report(out_path, model, parts, metadata, names, top_k, delta_mode, deltas, dry_run)
+    report.compensation = method
+    report.tensors = [s for part in ordered for s in part.specs]
     report.warnings, report.notes, report.adapter = warnings, list(model.notes), adapter
 
     def check(written: Path) -> None:
         if verify:
-            report.verification = verify_file(written, checkpoint.layers, model.parts, threads)
+            report.verification = verify_file(written, ordered)
 
     if not dry_run:
-        write_file(
-            out_path, metadata, [*parts, *model.parts], model.alignment, force, progress, check
-        )
+        # A checkpoint that cannot be used fails before the long part.
+        for layer in checkpoint.layers:
+            check_finite(layer)
+        write_file(out_path, metadata, ordered, model.alignment, force, progress, check)
     return report
 
 
@@ -227,6 +243,21 @@ def _types(base: Path, outtype: str | None, delta_type: str | None) -> tuple[str
     return out, deltas
 
 
+def _compensation(method: str | None, out_type: str | None) -> str:
+    quantized = out_type is not None and out_type not in schema.PLAIN_TYPES
+    if method is None:
+        return schema.DEFAULT_COMPENSATION if quantized else "none"
+    if method not in schema.COMPENSATIONS:
+        expected = ", ".join(schema.COMPENSATIONS)
+        raise OptionError(f"compensation {method!r}: expected {expected}")
+    if method != "none" and not quantized:
+        raise OptionError(
+            f"compensation {method}: the base is not quantized here, so there is no error to "
+            "compensate; leave the option out, or give a model folder and a quantized outtype"
+        )
+    return method
+
+
 def _names(names: Sequence[str] | None, n_experts: int) -> list[str]:
     if names is None:
         known = schema.EXPERT_NAMES[:n_experts]
@@ -252,16 +283,23 @@ def _without_tensors(model: Base, path: Path) -> Base:
 
 
 def _metadata(
-    checkpoint: Checkpoint, top_k: int, names: list[str], delta_mode: str, block_columns: int
+    checkpoint: Checkpoint,
+    top_k: int,
+    names: list[str],
+    delta_mode: str,
+    block_columns: int,
+    compensation: str,
 ) -> Metadata:
+    version = schema.SHARED_VERSION if compensation == "extracted" else schema.VERSION
     return {
-        schema.KEY_VERSION: ("u32", schema.VERSION),
+        schema.KEY_VERSION: ("u32", version),
         schema.KEY_EXPERT_COUNT: ("u32", checkpoint.n_experts),
         schema.KEY_EXPERT_USED_COUNT: ("u32", top_k),
         schema.KEY_EXPERT_NAMES: ("arr[str]", names),
         schema.KEY_DELTA_MODE: ("str", delta_mode),
         schema.KEY_LAYERS: ("arr[u32]", [layer.index for layer in checkpoint.layers]),
         schema.KEY_BLOCK_COLUMNS: ("u32", block_columns),
+        schema.KEY_COMPENSATION: ("str", compensation),
     }
 
 

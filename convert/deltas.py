@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from . import native, schema
 from .arrays import F32Array
+from .compensation import LayerPositions, LayerRepair, layer_repair
 from .gguf_file import TensorSpec, as_bytes, padded, spec
 from .pack import count, flat_offset, pack, split, value_scale
-from .positions import read_positions
 from .srde_layer import SrdeLayer
 from .values import expert_values, router_weights
 
@@ -24,16 +24,19 @@ _F16_MAX = 65504.0
 class DeltaPart:
     """Makes the tensors of a layer while they are written; holds one layer's values at most.
 
-    counts: positions in gate, up and down, which decide the tensors' sizes.
+    counts: positions in gate, up and down, which decide the tensors' sizes. With a repair the
+    layer's base matrices must be written before.
     """
 
     layer: SrdeLayer
+    at: LayerPositions
     counts: dict[str, int]
     hidden: int
     inner: int
     block_columns: int
     delta_type: str
     n_threads: int
+    repair: LayerRepair | None = None
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -59,6 +62,13 @@ class DeltaPart:
                     ),
                     spec(schema.delta(i, matrix, "scale"), schema.F32, n_experts),
                 ]
+                if self.repair is not None and self.repair.method == "extracted":
+                    shared_type = schema.TYPES[self.repair.shared_type]
+                    n_stored = padded(n, shared_type.block)
+                    out += [
+                        spec(schema.delta(i, matrix, "shared"), shared_type, n_stored),
+                        spec(schema.delta(i, matrix, "shared_scale"), schema.F32, 1),
+                    ]
         return tuple(out)
 
     def produce(self) -> Iterator[tuple[str, Any]]:
@@ -71,10 +81,8 @@ class DeltaPart:
         yield schema.router(i), as_bytes(router_weights(self.layer))
         # Everything below is in rising order of position, so that no byte of the file depends on
         # the order in the checkpoint.
-        positions = read_positions(self.layer, self.hidden, self.inner)
-        order = np.argsort(positions)
-        positions = positions[order]
-        values = expert_values(self.layer, order, self.n_threads)
+        positions = self.at.positions
+        values = expert_values(self.layer, self.at.order, self.n_threads)
         mean: NDArray[np.float32] = np.zeros(values.shape[0], np.float32)
         if positions.size:
             mean = values.mean(axis=1, dtype=np.float64).astype(np.float32)
@@ -86,17 +94,34 @@ class DeltaPart:
             flat = positions[members] - flat_offset(matrix, self.hidden, self.inner)
             packed, inner_order = pack(flat, n_rows, n_cols, self.block_columns)
             mine = values[:, members[inner_order]]
+            lost = self._lost(matrix, inner_order)
+            if lost is not None and self.repair is not None and self.repair.method == "residual":
+                mine += lost
             scale = value_scale(mine, self.delta_type)
             yield schema.delta(i, matrix, "row_ptr"), as_bytes(packed.row_ptr)
             yield schema.delta(i, matrix, "col"), as_bytes(packed.col)
-            yield schema.delta(i, matrix, "val"), as_bytes(self._encode(mine, scale))
+            yield (
+                schema.delta(i, matrix, "val"),
+                as_bytes(self._encode(mine, scale, self.delta_type)),
+            )
             yield schema.delta(i, matrix, "scale"), as_bytes(scale)
+            if lost is not None and self.repair is not None and self.repair.method == "extracted":
+                shared, kind = lost[None], self.repair.shared_type
+                scale = value_scale(shared, kind)
+                data = as_bytes(self._encode(shared, scale, kind))
+                yield schema.delta(i, matrix, "shared"), data
+                yield schema.delta(i, matrix, "shared_scale"), as_bytes(scale)
+        self.at.release()
 
-    def _encode(self, values: F32Array, scale: F32Array) -> NDArray[Any]:
-        """Values [E, n] divided by their scale, in the file's type."""
-        if self.delta_type == "f32":
+    def _lost(self, matrix: str, order: NDArray[np.int64]) -> F32Array | None:
+        """What the base lost at the matrix's positions, in packed order."""
+        return None if self.repair is None else self.repair.matrices[matrix].take()[order]
+
+    def _encode(self, values: F32Array, scale: F32Array, kind: str) -> NDArray[Any]:
+        """Values [E, n] divided by their scale, in one of the value types."""
+        if kind == "f32":
             return np.ascontiguousarray(values)
-        if self.delta_type == "f16":
+        if kind == "f16":
             largest = float(np.abs(values).max())
             if largest > _F16_MAX:
                 raise self.layer.bad(
@@ -112,12 +137,24 @@ class DeltaPart:
 
 
 def delta_part(
-    layer: SrdeLayer, hidden: int, inner: int, block_columns: int, delta_type: str, n_threads: int
+    layer: SrdeLayer,
+    hidden: int,
+    inner: int,
+    block_columns: int,
+    delta_type: str,
+    n_threads: int,
+    compensation: str = "none",
+    shared_type: str = "f16",
 ) -> DeltaPart:
     """A layer's part; reads its positions to know how many lie in each matrix.
 
     Raises:
         FormatError: see read_positions.
     """
-    counts = count(read_positions(layer, hidden, inner), hidden, inner)
-    return DeltaPart(layer, counts, hidden, inner, block_columns, delta_type, n_threads)
+    at = LayerPositions(layer, hidden, inner)
+    counts = count(at.positions, hidden, inner)
+    at.release()
+    repair = None
+    if compensation != "none":
+        repair = layer_repair(compensation, shared_type, at)
+    return DeltaPart(layer, at, counts, hidden, inner, block_columns, delta_type, n_threads, repair)

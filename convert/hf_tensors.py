@@ -13,6 +13,7 @@ from sardine_gguf.errors import FormatError
 
 from . import native, schema
 from .arrays import F32Array, to_bf16, to_float32
+from .compensation import MatrixRepair
 from .gguf_file import TensorSpec, as_bytes, spec
 from .hf_config import HfConfig
 from .safetensors_file import StoredTensor
@@ -181,6 +182,7 @@ class BaseTensorPart:
     tensor: BaseTensor
     ggml_type: schema.GgmlType
     n_threads: int
+    repair: MatrixRepair | None = None
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -212,4 +214,9 @@ class BaseTensorPart:
                     file=str(stored.file),
                     field=stored.name,
                 )
-            yield self.tensor.name, as_bytes(encode(values, self.ggml_type, self.n_threads))
+            if self.repair is not None:
+                values = self.repair.before(i, values)
+            data = encode(values, self.ggml_type, self.n_threads)
+            if self.repair is not None:
+                self.repair.after(data, self.ggml_type, values.shape[1], self.n_threads)
+            yield self.tensor.name, as_bytes(data)

@@ -8,6 +8,12 @@ from pathlib import Path
 from .gguf_file import TensorSpec
 from .verify import Verification
 
+_COMPENSATED = {
+    "none": "",
+    "residual": ", its error at the positions carried by the experts",
+    "extracted": ", quantized without the weights at the positions, which are stored beside",
+}
+
 
 @dataclass
 class ConversionReport:
@@ -39,6 +45,7 @@ class ConversionReport:
     parameters: dict[str, int]
     tensors: list[TensorSpec]
     type_names: dict[int, str]
+    compensation: str = "none"
     dry_run: bool = False
     adapter: bool = False
     verification: Verification | None = None
@@ -79,7 +86,8 @@ class ConversionReport:
                 f"  positions  {sum(self.positions.values()):,} ({self.density():.3%}): {kinds}",
                 f"  bytes      {parts}",
                 f"  tensors    {len(self.tensors)}: {types}",
-                f"  base       {base or 'copied from the GGUF file'}",
+                f"  base       {base or 'copied from the GGUF file'}"
+                + _COMPENSATED[self.compensation],
                 f"  deltas     {self.delta_type}, starts in mode {self.delta_mode}",
                 *([f"  verified   {self.verification.summary()}"] if self.verification else []),
             ]

@@ -1,11 +1,13 @@
-"""Names, keys, types and limits of a SaRDinE file, version 1 (docs/format.md). Pure data."""
+"""Names, keys, types and limits of a SaRDinE file, versions 1 and 2 (docs/format.md). Pure data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
+# A file has the lowest version that describes it: 2 where the deltas have a shared part.
 VERSION: Final = 1
+SHARED_VERSION: Final = 2
 
 KEY_PREFIX: Final = "sardine."
 KEY_VERSION: Final = "sardine.version"
@@ -15,6 +17,7 @@ KEY_EXPERT_NAMES: Final = "sardine.expert_names"
 KEY_DELTA_MODE: Final = "sardine.delta_mode"
 KEY_LAYERS: Final = "sardine.layers"
 KEY_BLOCK_COLUMNS: Final = "sardine.block_columns"
+KEY_COMPENSATION: Final = "sardine.compensation"
 
 # Keys of an adapter file: the shape of the base that it is for.
 ADAPTER_TYPE: Final = "sardine"
@@ -22,6 +25,9 @@ KEY_BASE_PREFIX: Final = "sardine.base."
 KEY_BASE_NORMS: Final = "sardine.base.norm_crc32"
 
 DELTA_MODES: Final = ("sparse", "gain")
+COMPENSATIONS: Final = ("none", "residual", "extracted")
+DEFAULT_COMPENSATION: Final = "extracted"
+SHARED_TYPE: Final = "f16"
 MATRICES: Final = ("gate", "up", "down")
 EXPERT_NAMES: Final = ("math", "logic", "code", "science", "planning", "abstract")
 
@@ -63,6 +69,7 @@ Q6_K: Final = GgmlType(14, "q6_k", 256, 210)
 TYPES: Final = {t.name: t for t in (F32, F16, BF16, I16, I32, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K)}
 DELTA_TYPES: Final = ("f32", "f16", "q8_0")
 OUT_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q4_k_m")
+PLAIN_TYPES: Final = ("f32", "f16", "bf16")  # not quantized
 
 # llama.cpp's file type numbers (general.file_type).
 FILE_TYPES: Final = {"f32": 0, "f16": 1, "q8_0": 7, "q4_k_m": 15, "bf16": 32}
@@ -79,7 +86,7 @@ def delta_mean(layer: int) -> str:
 
 
 def delta(layer: int, matrix: str, part: str) -> str:
-    """Name of one of the four arrays of a matrix; part is row_ptr, col, val or scale."""
+    """Name of an array of a matrix: row_ptr, col, val, scale, shared or shared_scale."""
     return f"blk.{layer}.ffn_{matrix}_delta.{part}"
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import F32Array, to_float64
+from .arrays import DType, F32Array, to_float32, to_float64
 from .srde_layer import SrdeLayer
 
 CHUNK = 1 << 14  # positions at a time, so that the partial sums stay in the cache
+_CHECKED = 1 << 20
 
 
 def expert_values(layer: SrdeLayer, order: NDArray[np.int64], n_threads: int) -> F32Array:
@@ -53,6 +56,26 @@ def expert_values(layer: SrdeLayer, order: NDArray[np.int64], n_threads: int) ->
     if not np.isfinite(out).all():
         _blame(layer, out)
     return out
+
+
+def check_finite(layer: SrdeLayer) -> None:
+    """Looks at every atom and importance, in less time than it takes to compute the values.
+
+    Raises:
+        FormatError: an atom is NaN or infinite, or an importance NaN; names the tensor.
+    """
+    for e, tensor in enumerate(layer.importance):
+        if any(np.isnan(piece).any() for piece in _pieces(tensor.raw(), tensor.dtype)):
+            raise layer.bad(f"experts.{e}.importance", "holds NaN")
+    for row in layer.atoms.raw():
+        if not all(np.isfinite(piece).all() for piece in _pieces(row, layer.atoms.dtype)):
+            raise layer.bad("vocabulary.atoms", "holds NaN or infinity")
+
+
+def _pieces(raw: NDArray[Any], dtype: DType) -> Iterator[F32Array]:
+    """A stored vector as float32, some at a time."""
+    for i in range(0, len(raw), _CHECKED):
+        yield to_float32(raw[i : i + _CHECKED], dtype)
 
 
 def _blame(layer: SrdeLayer, values: F32Array) -> None:

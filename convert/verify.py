@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from sardine_gguf.packed_file import MATRICES, PackedFile, PackedMatrix
 
 from .arrays import F32Array
+from .deltas import DeltaPart
 from .gguf_file import Part, padded
 from .positions import read_positions
-from .srde_layer import SrdeLayer
 from .values import expert_values, router_weights
 from .verify_error import error_bounds
 
@@ -55,15 +55,13 @@ class Verification:
         )
 
 
-def verify_file(
-    path: Path, layers: Sequence[SrdeLayer], base: Sequence[Part], n_threads: int
-) -> Verification:
+def verify_file(path: Path, parts: Sequence[Part]) -> Verification:
     """Reads a file back and compares all of it but its header, which the writer has compared.
 
     Holds one layer's values, and pieces of the base, at a time.
 
     Args:
-        base: what made the base's tensors; empty for an adapter file.
+        parts: what made the file, in its order: a layer's deltas after the matrices that they repair.
 
     Raises:
         VerificationError: names the tensor and the first difference.
@@ -74,28 +72,27 @@ def verify_file(
     file = PackedFile(path)
     left = dict(file.tensors)
     _check_padding(file)
-    for layer in layers:
-        names = _check_layer(file, layer, n_threads, out)
-        for name in names:
-            left.pop(name, None)
-    for part in base:
-        for name in _check_part(file, part):
-            out.base_tensors += 1
-            out.base_bytes += left.pop(name).nbytes
+    for part in parts:
+        if isinstance(part, DeltaPart):
+            for name in _check_layer(file, part, out):
+                left.pop(name, None)
+        else:
+            for name in _check_part(file, part):
+                out.base_tensors += 1
+                out.base_bytes += left.pop(name).nbytes
     out.skipped = list(left)
     return out
 
 
-def _check_layer(
-    file: PackedFile, layer: SrdeLayer, n_threads: int, out: Verification
-) -> list[str]:
+def _check_layer(file: PackedFile, part: DeltaPart, out: Verification) -> list[str]:
+    layer, repair = part.layer, part.repair
     i = layer.index
     names = [f"blk.{i}.ffn_gate_inp.weight", f"blk.{i}.ffn_delta.mean"]
     _same(file, names[0], file.router(i), router_weights(layer))
     positions = read_positions(layer, file.hidden, file.inner)
     order = np.argsort(positions)
     positions = positions[order]
-    values = expert_values(layer, order, n_threads)
+    values = expert_values(layer, order, part.n_threads)
     mean = values.mean(axis=1, dtype=np.float64) if positions.size else np.zeros(len(values))
     _same(file, names[1], file.mean(i), mean.astype(np.float32))
     size, start = file.hidden * file.inner, 0
@@ -108,13 +105,22 @@ def _check_layer(
             if (packed.n if packed else 0) != mine.size:
                 raise _differs(file, prefix + "col", f"no positions, expected {mine.size}")
             continue
-        names += [prefix + part for part in ("row_ptr", "col", "val", "scale")]
+        names += [prefix + name for name in ("row_ptr", "col", "val", "scale")]
         found = _positions(file, prefix, packed, mine)
+        lost = repair.matrices[matrix].take()[found] if repair else None
         for expert in range(len(values)):
-            _check_values(file, prefix, packed, expert, values[expert, start:stop][found], out)
+            source = values[expert, start:stop][found]
+            if repair and lost is not None and repair.method == "residual":
+                source += lost
+            _check_values(file, prefix + "val", packed, expert, source, out)
+        if packed.shared is not None:
+            names += [prefix + name for name in ("shared", "shared_scale")]
+            if lost is None:
+                raise _differs(file, prefix + "shared", "a shared part, expected none")
+            _check_values(file, prefix + "shared", packed.shared, 0, lost, out)
         out.positions += mine.size
-        out.values += mine.size * len(values)
         start = stop
+    part.at.release()
     return names
 
 
@@ -143,7 +149,7 @@ def _positions(
 
 def _check_values(
     file: PackedFile,
-    prefix: str,
+    name: str,
     packed: PackedMatrix,
     expert: int,
     source: F32Array,
@@ -158,10 +164,11 @@ def _check_values(
             at = int(np.argmax(over))
             raise _differs(
                 file,
-                prefix + "val",
+                name,
                 f"expert {expert}'s value {start + at} differs by {error[at]:.3g} from "
                 f"{expected[at]:.6g}, expected at most {bound[at]:.3g} ({packed.value_type})",
             )
+        out.values += expected.size
         out.largest_error = max(out.largest_error, float(error.max()))
         with np.errstate(invalid="ignore", divide="ignore"):
             share = np.where(bound > 0, error / bound, 0.0)

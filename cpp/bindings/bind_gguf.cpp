@@ -103,6 +103,21 @@ py::array_t<uint8_t> quantize(const py::array_t<float, py::array::c_style>& data
     return out;
 }
 
+py::array_t<float> dequantize(const py::array_t<uint8_t, py::array::c_style>& data, const std::string& type,
+                              int64_t n_cols, int n_threads) {
+    if (data.ndim() != 2 || data.shape(1) != static_cast<py::ssize_t>(quantized_row_size(type, n_cols)))
+        throw InvalidArgument("dequantize needs a uint8 array [n_rows, bytes of a row]");
+    const py::ssize_t rows = data.shape(0);
+    py::array_t<float> out({rows, static_cast<py::ssize_t>(n_cols)});
+    const uint8_t* src = data.data();
+    float* dst = out.mutable_data();
+    {
+        py::gil_scoped_release release;
+        dequantize_rows(type, src, dst, rows, n_cols, n_threads > 0 ? n_threads : default_threads());
+    }
+    return out;
+}
+
 }  // namespace
 
 void bind_gguf(py::module_& m) {
@@ -132,6 +147,8 @@ void bind_gguf(py::module_& m) {
     m.def("quantize", &quantize, py::arg("data").noconvert(), py::arg("type"), py::arg("n_threads") = 0,
           "float32 [n_rows, n_cols] -> uint8 [n_rows, row bytes], by ggml's quantizer on n_threads threads "
           "(0: all).");
+    m.def("dequantize", &dequantize, py::arg("data").noconvert(), py::arg("type"), py::arg("n_cols"),
+          py::arg("n_threads") = 0, "The inverse of quantize: float32 [n_rows, n_cols].");
     m.def("default_threads", &default_threads, "Processors that this process may run on.");
 }
 

@@ -2,6 +2,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "bindings.h"
 #include "kernels/attention.h"
 #include "kernels/sparse_delta.h"
@@ -14,6 +16,14 @@ namespace {
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
 
+ValueType value_type(const std::string& name) {
+    return name == "f32" ? ValueType::f32 : name == "f16" ? ValueType::f16 : ValueType::q8_0;
+}
+
+int64_t values_size(const std::string& type, int64_t n) {
+    return type == "f32" ? 4 * n : type == "f16" ? 2 * n : (n + 31) / 32 * 34;
+}
+
 DeltaMatrix view_delta(const Array<int32_t>& row_ptr, const Array<uint16_t>& col, const Array<uint8_t>& val,
                        const std::string& type, const Array<float>& scale, int64_t n_rows, int64_t n_cols,
                        int64_t block_columns) {
@@ -24,10 +34,8 @@ DeltaMatrix view_delta(const Array<int32_t>& row_ptr, const Array<uint16_t>& col
     m.n_blocks = (n_cols + block_columns - 1) / block_columns;
     m.n_positions = col.size();
     m.n_experts = static_cast<int32_t>(scale.size());
-    m.type = type == "f32" ? ValueType::f32 : type == "f16" ? ValueType::f16 : ValueType::q8_0;
-    const int64_t size = type == "f32"   ? 4 * m.n_positions
-                         : type == "f16" ? 2 * m.n_positions
-                                         : (m.n_positions + 31) / 32 * 34;
+    m.type = value_type(type);
+    const int64_t size = values_size(type, m.n_positions);
     if (row_ptr.size() != m.n_blocks * n_rows + 1 || m.n_experts < 1 || m.n_experts > 256 ||
         val.size() != size * m.n_experts)
         throw InvalidArgument("the arrays' sizes do not fit the matrix");
@@ -53,8 +61,14 @@ void bind_testing(py::module_& m) {
         [](const std::string& path, const Array<int32_t>& row_ptr, const Array<uint16_t>& col,
            const Array<uint8_t>& val, const std::string& type, const Array<float>& scale, int64_t n_rows,
            int64_t n_cols, int64_t block_columns, const Array<float>& routes, const Array<float>& x,
-           int n_threads) {
-            const DeltaMatrix d = view_delta(row_ptr, col, val, type, scale, n_rows, n_cols, block_columns);
+           int n_threads, const std::optional<Array<uint8_t>>& shared, const std::string& shared_type,
+           float shared_scale) {
+            DeltaMatrix d = view_delta(row_ptr, col, val, type, scale, n_rows, n_cols, block_columns);
+            if (shared) {
+                if (shared->size() != values_size(shared_type, d.n_positions))
+                    throw InvalidArgument("the shared array's size does not fit the matrix");
+                d.shared = {value_type(shared_type), shared->data(), shared_scale};
+            }
             validate(d);
             if (x.ndim() != 2 || x.shape(1) != n_cols || routes.ndim() != 2 || routes.shape(0) != x.shape(0))
                 throw InvalidArgument("x must be [n_tokens, n_cols] and routes [n_tokens, 2k]");
@@ -90,8 +104,11 @@ void bind_testing(py::module_& m) {
         },
         py::arg("path"), py::arg("row_ptr"), py::arg("col"), py::arg("val"), py::arg("type"),
         py::arg("scale"), py::kw_only(), py::arg("n_rows"), py::arg("n_cols"), py::arg("block_columns"),
-        py::arg("routes"), py::arg("x"), py::arg("n_threads") = 1,
-        "y [n_tokens, n_rows] of one kernel path: 'reference', 'portable', 'avx2' or 'avx512'.");
+        py::arg("routes"), py::arg("x"), py::arg("n_threads") = 1, py::arg("shared") = py::none(),
+        py::arg("shared_type") = "f32", py::arg("shared_scale") = 1.0f,
+        "y [n_tokens, n_rows] of one kernel path: 'reference', 'portable', 'avx2' or 'avx512'. Routes of "
+        "width 0 "
+        "add the shared part alone.");
     m.def(
         "attention",
         [](const std::string& path, const Array<float>& q, const py::array& k, const py::array& v,

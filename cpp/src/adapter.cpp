@@ -38,6 +38,12 @@ HParams read_adapter_shape(const GgufFile& f) {
     const std::string kind(f.string("adapter.type").substr(0, 40));
     if (kind != "sardine")
         f.fail("adapter.type", "this is an adapter of type '" + kind + "', expected 'sardine'");
+    const std::string repair = text(f, "sardine.compensation", "none");
+    if (repair != "none")
+        f.fail("sardine.compensation",
+               "sardine.compensation is '" + repair +
+                   "', expected none: an adapter cannot know what the quantization of "
+                   "its base lost");
     HParams h;
     h.arch = std::string(f.string("general.architecture"));
     auto count = [&f](const char* name, uint32_t high) {

@@ -24,40 +24,53 @@ int64_t first_bad(int64_t begin, int64_t end, const F& bad) {
     return end;
 }
 
+bool is_power_of_two(float s) {
+    int exponent = 0;
+    return s > 0.0f && std::isfinite(s) && std::frexp(s, &exponent) == 0.5f;
+}
+
+// Calls bad(i) for a value (for Q8_0: a block) that is not finite, if there is one among n positions.
+void check_finite(const DeltaValues& values, int64_t n_positions, int n_threads,
+                  const std::function<void(int64_t)>& bad) {
+    const uint8_t* v = values.data;
+    const int64_t n = values.type == ValueType::q8_0 ? (n_positions + kQ8Block - 1) / kQ8Block : n_positions;
+    parallel_for(n, n_threads, kGrain, [&](int64_t begin, int64_t end) {
+        int64_t i = end;
+        if (values.type == ValueType::f32) {
+            i = first_bad(begin, end, [&](int64_t k) {
+                uint32_t bits;
+                std::memcpy(&bits, v + 4 * k, 4);
+                return (bits & 0x7F800000) == 0x7F800000;
+            });
+        } else if (values.type == ValueType::f16) {
+            i = first_bad(begin, end, [&](int64_t k) {
+                uint16_t bits;
+                std::memcpy(&bits, v + 2 * k, 2);
+                return !f16_finite(bits);
+            });
+        } else {
+            const auto* blocks = reinterpret_cast<const Q8Block*>(v);
+            i = first_bad(begin, end, [&](int64_t k) { return !f16_finite(blocks[k].d); });
+        }
+        if (i < end) bad(i);
+    });
+}
+
 void check_values(const DeltaMatrix& m, int n_threads, const auto& fail) {
-    for (int32_t e = 0; e < m.n_experts; ++e) {
-        const float s = m.scale[e];
-        int exponent = 0;
-        if (!(s > 0.0f) || !std::isfinite(s) || std::frexp(s, &exponent) != 0.5f)
+    for (int32_t e = 0; e < m.n_experts; ++e)
+        if (!is_power_of_two(m.scale[e]))
             fail("scale", "the scale of expert " + std::to_string(e) + " is not a positive power of two");
-    }
-    for (int32_t e = 0; e < m.n_experts; ++e) {
-        const uint8_t* v = m.val + e * m.val_stride;
-        const int64_t n =
-            m.type == ValueType::q8_0 ? (m.n_positions + kQ8Block - 1) / kQ8Block : m.n_positions;
-        parallel_for(n, n_threads, kGrain, [&](int64_t begin, int64_t end) {
-            int64_t i = end;
-            if (m.type == ValueType::f32) {
-                i = first_bad(begin, end, [&](int64_t k) {
-                    uint32_t bits;
-                    std::memcpy(&bits, v + 4 * k, 4);
-                    return (bits & 0x7F800000) == 0x7F800000;
-                });
-            } else if (m.type == ValueType::f16) {
-                i = first_bad(begin, end, [&](int64_t k) {
-                    uint16_t bits;
-                    std::memcpy(&bits, v + 2 * k, 2);
-                    return !f16_finite(bits);
-                });
-            } else {
-                const auto* blocks = reinterpret_cast<const Q8Block*>(v);
-                i = first_bad(begin, end, [&](int64_t k) { return !f16_finite(blocks[k].d); });
-            }
-            if (i < end)
-                fail("val", "value (or block) " + std::to_string(i) + " of expert " + std::to_string(e) +
-                                " is not finite");
+    for (int32_t e = 0; e < m.n_experts; ++e)
+        check_finite(m.expert(e), m.n_positions, n_threads, [&](int64_t i) {
+            fail("val", "value (or block) " + std::to_string(i) + " of expert " + std::to_string(e) +
+                            " is not finite");
         });
-    }
+    if (!m.shared.data) return;
+    if (!is_power_of_two(m.shared.scale))
+        fail("shared_scale", "the scale of the shared part is not a positive power of two");
+    check_finite(m.shared, m.n_positions, n_threads, [&](int64_t i) {
+        fail("shared", "value (or block) " + std::to_string(i) + " of the shared part is not finite");
+    });
 }
 
 }  // namespace

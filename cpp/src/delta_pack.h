@@ -10,6 +10,13 @@ namespace sardine {
 
 enum class ValueType { f32, f16, q8_0 };
 
+// Values of some positions, in order: value p is scale * dequantize(data)[p]. Non-owning; data may be null.
+struct DeltaValues {
+    ValueType type = ValueType::f32;
+    const uint8_t* data = nullptr;
+    float scale = 1.0f;
+};
+
 // Non-owning. Position p of row r in column block b is column b * block_columns + col[p].
 struct DeltaMatrix {
     int64_t n_rows = 0, n_cols = 0;
@@ -22,13 +29,16 @@ struct DeltaMatrix {
     const uint8_t* val = nullptr;  // expert e's values start at val + e * val_stride
     size_t val_stride = 0;         // bytes
     const float* scale = nullptr;  // [n_experts]
+    DeltaValues shared;            // a part that every mode adds, whatever the routes; optional
 
+    DeltaValues expert(int64_t e) const { return {type, val + e * val_stride, scale[e]}; }
     bool empty() const { return n_positions == 0; }
     const int32_t* block_rows(int64_t b) const { return row_ptr + b * n_rows; }
 };
 
 // Checks every row pointer, column, scale and value, on n_threads threads.
-// Calls fail(part, what) with part "row_ptr", "col", "scale" or "val" on the first defect; fail must throw.
+// Calls fail(part, what) with part "row_ptr", "col", "scale", "val", "shared_scale" or "shared" on the first
+// defect; fail must throw.
 void validate_delta(const DeltaMatrix& m, int n_threads,
                     const std::function<void(const char* part, const std::string& what)>& fail);
 

@@ -23,6 +23,7 @@ void route_op(ggml_tensor* dst, int ith, int nth, void*) {
 }
 
 Routes routes_of(const ggml_tensor* t) {
+    if (!t) return {};
     return {.data = static_cast<const float*>(t->data), .k = t->ne[0] / 2, .stride = row_floats(t)};
 }
 
@@ -47,7 +48,8 @@ void attention_op(ggml_tensor* dst, int ith, int nth, void* userdata) {
     attention(args, *op->ops, ith, nth, (*op->scratch)[ith].data());
 }
 
-// In place on src 0, a base product; src 1: the product's input, src 2: routes
+// In place on src 0, a base product; src 1: the product's input, src 2: routes, absent for the shared part
+// alone
 void delta_op(ggml_tensor* dst, int ith, int nth, void* userdata) {
     const auto* op = static_cast<const DeltaOp*>(userdata);
     const ggml_tensor* x = dst->src[1];
@@ -156,6 +158,7 @@ ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor*
     ggml_context* ctx = ctx_.get();
     const LayerWeights& w = g.weights->layers[il];
     const LayerExperts* experts = g.mode == DeltaMode::off ? nullptr : w.experts.get();
+    const bool sparse = experts && g.mode == DeltaMode::sparse;
     const LayerOps& ops = g.layer_ops[il];
 
     ggml_tensor* route = nullptr;
@@ -168,8 +171,9 @@ ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor*
     }
     auto product = [&](ggml_tensor* weight, const DeltaOp& op, ggml_tensor* in) {
         ggml_tensor* y = ggml_mul_mat(ctx, weight, in);
-        const bool sparse = experts && g.mode == DeltaMode::sparse && !op.delta->empty();
-        return sparse ? in_place(ctx, y, {in, route}, delta_op, &op) : y;
+        if (!op.delta || op.delta->empty()) return y;
+        if (sparse) return in_place(ctx, y, {in, route}, delta_op, &op);
+        return op.delta->shared.data ? in_place(ctx, y, {in}, delta_op, &op) : y;
     };
     ggml_tensor* gate = name(product(w.ffn_gate, ops.gate, x), "ffn_gate", il);
     ggml_tensor* up = name(product(w.ffn_up, ops.up, x), "ffn_up", il);

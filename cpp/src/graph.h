@@ -31,13 +31,13 @@ struct GraphShape {
 
 // What the custom ops of one layer point at; lives as long as the graphs.
 struct DeltaOp {
-    const DeltaMatrix* delta;
-    const CpuOps* ops;
-    std::vector<SparseScratch>* scratch;  // one per thread
+    const DeltaMatrix* delta = nullptr;  // null in a layer without experts
+    const CpuOps* ops = nullptr;
+    std::vector<SparseScratch>* scratch = nullptr;  // one per thread
 };
 struct LayerOps {
     DeltaOp gate, up, down;
-    const float* mean;
+    const float* mean = nullptr;
 };
 
 struct AttentionOp {

@@ -9,7 +9,7 @@ namespace sardine {
 namespace {
 
 constexpr uint32_t kMaxExperts = 256;
-constexpr uint32_t kFormatVersion = 1;
+constexpr uint32_t kNewestVersion = 2;
 
 // A count that must lie in [low, high].
 int64_t ranged(const GgufFile& f, const std::string& key, uint32_t value, uint32_t low, uint32_t high) {
@@ -125,6 +125,18 @@ const char* delta_mode_name(DeltaMode mode) {
     return mode == DeltaMode::sparse ? "sparse" : mode == DeltaMode::gain ? "gain" : "off";
 }
 
+// "none", "residual" or "extracted"; files of version 1 may leave it out and have no extracted part.
+std::string_view read_compensation(const GgufFile& f, uint32_t version) {
+    const char* key = "sardine.compensation";
+    if (version == 1 && !f.has(key)) return "none";
+    const std::string_view c = f.string(key);
+    if (c != "none" && c != "residual" && (c != "extracted" || version == 1))
+        f.fail(key, "sardine.compensation is '" + std::string(c.substr(0, 40)) + "' in a file of version " +
+                        std::to_string(version) + ", expected none, residual" +
+                        (version == 1 ? "" : " or extracted"));
+    return c;
+}
+
 ExpertParams read_expert_params(const GgufFile& f, const HParams& base) {
     ExpertParams e;
     if (!f.has("sardine.version")) {
@@ -133,10 +145,11 @@ ExpertParams read_expert_params(const GgufFile& f, const HParams& base) {
         return e;
     }
     const uint32_t version = f.u32("sardine.version");
-    if (version != kFormatVersion)
+    if (version < 1 || version > kNewestVersion)
         f.fail("sardine.version", "sardine.version is " + std::to_string(version) +
-                                      ", this runtime reads version " + std::to_string(kFormatVersion) +
+                                      ", this runtime reads versions 1 to " + std::to_string(kNewestVersion) +
                                       ": update sardine_gguf or convert again");
+    e.has_shared = read_compensation(f, version) == "extracted";
     e.expert_count = static_cast<uint32_t>(
         ranged(f, "sardine.expert_count", f.u32("sardine.expert_count"), 1, kMaxExperts));
     e.expert_used_count = static_cast<uint32_t>(

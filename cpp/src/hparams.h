@@ -41,6 +41,7 @@ const char* delta_mode_name(DeltaMode mode);
 // The sardine.* keys. expert_count is 0 for a plain base file.
 struct ExpertParams {
     uint32_t expert_count = 0, expert_used_count = 0, block_columns = 0;
+    bool has_shared = false;  // the deltas have a part that every mode adds
     DeltaMode default_mode = DeltaMode::off;
     std::vector<std::string> names;
     std::vector<uint32_t> layers;

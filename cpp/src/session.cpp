@@ -74,7 +74,9 @@ struct Session::Engine {
             const LayerExperts* x = m.weights().layers[il].experts.get();
             if (!x) continue;
             auto op = [&](const DeltaMatrix& d) {
-                if (mode == DeltaMode::sparse) scratch.front().reserve(d, n_batch, context.n_expert_used);
+                if (mode == DeltaMode::sparse || d.shared.data)
+                    scratch.front().reserve(d, n_batch,
+                                            mode == DeltaMode::sparse ? context.n_expert_used : 0);
                 return DeltaOp{.delta = &d, .ops = &cpu_ops(), .scratch = &scratch};
             };
             context.layer_ops[il] = {op(x->gate), op(x->up), op(x->down), x->mean};

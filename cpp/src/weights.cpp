@@ -123,6 +123,32 @@ class Loader {
     std::set<std::string, std::less<>> used_;
 };
 
+// Values of n positions, `count` arrays of them side by side; the caller sets the scale.
+DeltaValues load_values(Loader& in, const std::string& name, int64_t n, int64_t count) {
+    const GgufFile& f = in.file();
+    const GgufTensor* t = f.find_tensor(name);
+    if (!t) f.fail(name, "tensor '" + name + "' is missing");
+    DeltaValues v;
+    switch (t->type) {
+        case GGML_TYPE_F32:
+            v.type = ValueType::f32;
+            break;
+        case GGML_TYPE_F16:
+            v.type = ValueType::f16;
+            break;
+        case GGML_TYPE_Q8_0:
+            v.type = ValueType::q8_0;
+            n = (n + 31) / 32 * 32;
+            break;
+        default:
+            f.fail(name,
+                   "tensor '" + name + "' has type " + Loader::type_name(*t) + ", expected f32, f16 or q8_0");
+    }
+    in.require(name, {n, count});
+    v.data = f.data(*t);
+    return v;
+}
+
 DeltaMatrix load_delta(Loader& in, const std::string& prefix, int64_t n_rows, int64_t n_cols,
                        const ExpertParams& e, int n_threads) {
     DeltaMatrix m{.n_rows = n_rows, .n_cols = n_cols};
@@ -130,9 +156,10 @@ DeltaMatrix load_delta(Loader& in, const std::string& prefix, int64_t n_rows, in
     m.n_blocks = (n_cols + m.block_columns - 1) / m.block_columns;
     m.n_experts = static_cast<int32_t>(e.expert_count);
     const GgufFile& f = in.file();
-    const std::string col = prefix + ".col", val = prefix + ".val";
+    const std::string col = prefix + ".col";
     bool any = false;
-    for (const char* part : {".row_ptr", ".col", ".val", ".scale"}) any |= in.has(prefix + part);
+    for (const char* part : {".row_ptr", ".col", ".val", ".scale", ".shared", ".shared_scale"})
+        any |= in.has(prefix + part);
     if (!any) return m;
 
     const GgufTensor& rows = in.require(prefix + ".row_ptr", {m.n_blocks * n_rows + 1}, GGML_TYPE_I32);
@@ -144,31 +171,19 @@ DeltaMatrix load_delta(Loader& in, const std::string& prefix, int64_t n_rows, in
                         " positions, more than the matrix");
     in.require(col, {m.n_positions}, GGML_TYPE_I16);
 
-    const GgufTensor* vals = f.find_tensor(val);
-    if (!vals) f.fail(val, "tensor '" + val + "' is missing");
-    int64_t n_stored = m.n_positions;
-    switch (vals->type) {
-        case GGML_TYPE_F32:
-            m.type = ValueType::f32;
-            break;
-        case GGML_TYPE_F16:
-            m.type = ValueType::f16;
-            break;
-        case GGML_TYPE_Q8_0:
-            m.type = ValueType::q8_0;
-            n_stored = (n_stored + 31) / 32 * 32;
-            break;
-        default:
-            f.fail(val, "tensor '" + val + "' has type " + Loader::type_name(*vals) +
-                            ", expected f32, f16 or q8_0");
-    }
-    in.require(val, {n_stored, m.n_experts});
-    m.val = f.data(*vals);
-    m.val_stride = ggml_row_size(static_cast<ggml_type>(vals->type), n_stored);
+    const DeltaValues values = load_values(in, prefix + ".val", m.n_positions, m.n_experts);
+    m.type = values.type;
+    m.val = values.data;
+    m.val_stride = f.find_tensor(prefix + ".val")->nbytes / m.n_experts;
     m.row_ptr = reinterpret_cast<const int32_t*>(f.data(rows));
     m.col = reinterpret_cast<const uint16_t*>(f.data(*cols));
     m.scale =
         reinterpret_cast<const float*>(f.data(in.require(prefix + ".scale", {m.n_experts}, GGML_TYPE_F32)));
+    if (e.has_shared) {
+        m.shared = load_values(in, prefix + ".shared", m.n_positions, 1);
+        const GgufTensor& scale = in.require(prefix + ".shared_scale", {1}, GGML_TYPE_F32);
+        m.shared.scale = *reinterpret_cast<const float*>(f.data(scale));
+    }
     validate_delta(m, n_threads, [&](const char* part, const std::string& what) {
         f.fail(prefix + "." + part, "tensor '" + prefix + "." + part + "': " + what);
     });

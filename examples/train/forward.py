@@ -73,8 +73,6 @@ def hidden_states(lm: Ministral3ForCausalLM, ids: Tensor, dtype: torch.dtype) ->
     return rms_norm(h, lm.model.norm, eps)
 
 
-def logits_at(
-    lm: Ministral3ForCausalLM, ids: Tensor, wanted: Tensor, dtype: torch.dtype
-) -> Tensor:
+def logits_at(lm: Ministral3ForCausalLM, ids: Tensor, wanted: Tensor, dtype: torch.dtype) -> Tensor:
     """Float32 logits [wanted.sum(), vocab] at the positions where `wanted` [B, T] is true."""
     return linear(hidden_states(lm, ids, dtype)[wanted].to(dtype), lm.lm_head).float()

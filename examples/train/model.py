@@ -86,7 +86,7 @@ class SardineFFN(nn.Module):
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Experts and weights, [B, k] each, for x [B, H]."""
-        self.logits = F.linear(x, self.router).clamp(-ROUTER_CLAMP, ROUTER_CLAMP)
+        self.logits = F.linear(x.float(), self.router).clamp(-ROUTER_CLAMP, ROUTER_CLAMP)
         top, chosen = self.logits.topk(self.top_k, dim=-1)
         weights = torch.softmax(top, dim=-1)
         if self.random_routing is not None:
@@ -96,7 +96,7 @@ class SardineFFN(nn.Module):
         return chosen, weights
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., H] -> [..., H]."""
+        """x [..., H] -> [..., H]; products are in x's type, routing and values in float32."""
         if self.mode == "off":
             return self.ffn(x)
         flat = x.reshape(-1, x.shape[-1])
@@ -111,7 +111,7 @@ class SardineFFN(nn.Module):
 
     def _one_expert(self, x: Tensor, expert: int) -> Tensor:
         gate, up, down = (
-            getattr(self.ffn, name).weight + delta
+            (getattr(self.ffn, name).weight + delta).to(x.dtype)
             for name, delta in zip(MATRICES, self.deltas(expert), strict=True)
         )
         return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
@@ -127,18 +127,19 @@ class SardineFFN(nn.Module):
             row, slot = torch.where(chosen == expert)  # [b], tokens of this expert
             if row.numel() == 0:
                 continue
-            d_gate, d_up, d_down = self.deltas(expert)
-            weight, x_row = weights[row, slot, None], x[row]
+            d_gate, d_up, d_down = (delta.to(x.dtype) for delta in self.deltas(expert))
+            weight, x_row = weights[row, slot, None].to(x.dtype), x[row]
             rows.append(row)
             gates.append(weight * F.linear(x_row, d_gate))
             ups.append(weight * F.linear(x_row, d_up))
             downs.append((row, weight, d_down))
         index = torch.cat(rows)
-        gate = self.ffn.gate_proj(x).index_add(0, index, torch.cat(gates))  # [B, I]
-        up = self.ffn.up_proj(x).index_add(0, index, torch.cat(ups))
+        w_gate, w_up, w_down = (getattr(self.ffn, name).weight.to(x.dtype) for name in MATRICES)
+        gate = F.linear(x, w_gate).index_add(0, index, torch.cat(gates))  # [B, I]
+        up = F.linear(x, w_up).index_add(0, index, torch.cat(ups))
         h = F.silu(gate) * up
         added = [weight * F.linear(h[row], d_down) for row, weight, d_down in downs]
-        return self.ffn.down_proj(h).index_add(0, index, torch.cat(added))
+        return F.linear(h, w_down).index_add(0, index, torch.cat(added))
 
 
 class SardineModel:

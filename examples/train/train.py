@@ -37,10 +37,10 @@ DEFAULT_OUT = Path(__file__).parent.parent / "tiny-sardine"
 PHASES = ("base", "alone", "joint")
 
 DTYPE = torch.bfloat16  # of the products in training; everything else is float32
-BASE_STEPS, BASE_TOKENS = 6000, 4096
+BASE_STEPS, BASE_TOKENS = 4000, 4096
 MUON_LR, ADAM_LR = 0.02, 3e-3
-ALONE_STEPS, ALONE_TOKENS = 260, 512  # tokens per expert and step
-JOINT_STEPS, JOINT_TOKENS = 420, 3072
+ALONE_STEPS, ALONE_TOKENS = 400, 512  # tokens per expert and step
+JOINT_STEPS, JOINT_TOKENS = 1200, 4096
 ALONE_LR = {"atoms": 1e-2, "importance": 5e-2, "expert_atom_weights": 1e-2, "router": 1e-2}
 JOINT_LR = {"atoms": 5e-3, "importance": 2e-2, "expert_atom_weights": 5e-3, "router": 5e-3}
 DECAY_SHARE = 0.4  # of each phase's steps
@@ -243,8 +243,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--scale", type=float, default=1.0, help="multiply all step counts")
+    parser.add_argument("--threads", type=int, default=THREADS)
     args = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(args.threads)
     base, weights = args.out / "base", args.out / WEIGHTS_FILE
     alone = args.out / "alone.pt"
 

@@ -98,6 +98,9 @@ class Sampler:
 
 def check_adapter(file: GgufFile, n_threads: int = 0) -> None: ...
 def quantize(data: NDArray[np.float32], type: str, n_threads: int = 0) -> NDArray[np.uint8]: ...
+def dequantize(
+    data: NDArray[np.uint8], type: str, n_cols: int, n_threads: int = 0
+) -> NDArray[np.float32]: ...
 def default_threads() -> int: ...
 def sparse_delta(
     path: str,
@@ -113,6 +116,9 @@ def sparse_delta(
     routes: NDArray[np.float32],
     x: NDArray[np.float32],
     n_threads: int = 1,
+    shared: NDArray[np.uint8] | None = None,
+    shared_type: str = "f32",
+    shared_scale: float = 1.0,
 ) -> NDArray[np.float32]: ...
 def attention(
     path: str,

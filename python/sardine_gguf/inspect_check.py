@@ -78,7 +78,7 @@ def check_experts(file: PackedFile) -> CheckResult:
         if defect:
             raise file.bad(f"blk.{layer}.ffn_{matrix}_delta.{defect[0]}", defect[1])
         result.positions += packed.n
-        result.values += packed.n * len(packed.scale)
+        result.values += packed.n * (len(packed.scale) + (packed.shared is not None))
     return result
 
 

@@ -60,8 +60,8 @@ class LayerFacts:
 
 @dataclass(frozen=True)
 class ExpertFacts:
-    """The experts. values: stored numbers, one for each position and expert; compensation: "none" where the
-    file does not say."""
+    """The experts. values: stored numbers, one for each position and expert. shared_types: of the part that
+    every mode adds (compensation "extracted"), else empty."""
 
     version: int
     count: int
@@ -71,6 +71,7 @@ class ExpertFacts:
     block_columns: int
     compensation: str
     value_types: list[str]
+    shared_types: list[str]
     positions: int
     density: float
     values: int
@@ -142,7 +143,8 @@ def _base(file: PackedFile) -> BaseFacts:
 
 def _experts(file: PackedFile) -> ExpertFacts:
     size = file.hidden * file.inner
-    value_types = []
+    value_types: list[str] = []
+    shared_types: list[str] = []
     layers = []
     for layer in file.layers:
         matrices = {}
@@ -152,23 +154,24 @@ def _experts(file: PackedFile) -> ExpertFacts:
             matrices[name] = MatrixFacts(n, n / size)
             if packed and packed.value_type not in value_types:
                 value_types.append(packed.value_type)
+            shared = packed.shared if packed else None
+            if shared and shared.value_type not in shared_types:
+                shared_types.append(shared.value_type)
         n = sum(m.positions for m in matrices.values())
         file.router(layer)
         gains = [_finite(1 + float(mean)) for mean in file.mean(layer)]
         layers.append(LayerFacts(layer, n, n / (3 * size), matrices, gains))
     total = sum(layer.positions for layer in layers)
-    compensation = file.header.get("sardine.compensation", "none")
-    if not isinstance(compensation, str):
-        raise file.bad("sardine.compensation", "expected a text")
     return ExpertFacts(
         version=file.version,
         count=file.n_experts,
         used_count=file.top_k,
         names=[printable(name) for name in file.names],
-        mode=printable(file.mode),
+        mode=file.mode,
         block_columns=file.block_columns,
-        compensation=printable(compensation),
+        compensation=file.compensation,
         value_types=value_types,
+        shared_types=shared_types,
         positions=total,
         density=total / (3 * size * len(layers)),
         values=total * file.n_experts,
@@ -183,7 +186,7 @@ def _bytes(file: PackedFile) -> dict[str, int]:
     sizes = {"base": 0, "index": 0, "values": 0, "shared": 0, "router": 0, "header": header}
     for tensor, end in zip(tensors, ends, strict=bool(tensors)):
         part = tensor.name.rsplit(".", 1)[-1]
-        group = "shared" if part == "shared" else _GROUPS.get(part, "values")
+        group = "shared" if part.startswith("shared") else _GROUPS.get(part, "values")
         sizes[group if is_expert_tensor(tensor.name) else "base"] += end - tensor.offset
     return {name: n for name, n in sizes.items() if n or name in ("base", "header")}
 

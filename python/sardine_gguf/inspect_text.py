@@ -40,10 +40,11 @@ def _base(facts: FileFacts) -> list[str]:
 def _experts(base: BaseFacts, x: ExpertFacts) -> list[str]:
     where = "all layers" if len(x.layers) == base.layers else f"{len(x.layers)} layers"
     types = " and ".join(x.value_types) or "none"
+    shared = f" (a shared part in {' and '.join(x.shared_types)})" if x.shared_types else ""
     return [
         f"  experts    {x.count}, {x.used_count} per token, in {where}: {', '.join(x.names)}",
         f"  positions  {x.positions:,} ({x.density:.3%}), {x.values:,} values in {types}",
-        f"  mode       starts in {x.mode}; compensation {x.compensation}; format {x.version}",
+        f"  mode       starts in {x.mode}; compensation {x.compensation}{shared}; format {x.version}",
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from sardine_gguf._native import GgufFile, GgufTensor
 from sardine_gguf.errors import FormatError
 
 MATRICES = ("gate", "up", "down")
-PARTS = ("row_ptr", "col", "val", "scale", "shared")
+PARTS = ("row_ptr", "col", "val", "scale", "shared", "shared_scale")
+COMPENSATIONS = ("none", "residual", "extracted")
 VERSIONS = (1, 2)
 ARCHITECTURES = ("mistral3", "llama")
 VALUE_TYPES = {0: "f32", 1: "f16", 8: "q8_0"}
@@ -34,6 +35,7 @@ class PackedMatrix:
         row_ptr: int32 [B * n_rows + 1]; col: uint16 [n], the column within its block.
         stored: [E, n] float32 or float16, or Q8_BLOCK [E, n / 32 rounded up]; value_type says which.
         scale: float32 [E].
+        shared: the part that every mode adds, as the values of one expert; None without it.
     """
 
     n_rows: int
@@ -44,6 +46,7 @@ class PackedMatrix:
     stored: NDArray[Any]
     value_type: str
     scale: NDArray[np.float32]
+    shared: PackedMatrix | None = None
 
     @property
     def n(self) -> int:
@@ -86,6 +89,13 @@ class PackedMatrix:
         same = line[1:] == line[:-1]
         if (same & (position[1:] <= position[:-1])).any():
             return "col", "has columns that do not rise within a row"
+        own = self._value_defect()
+        if own or self.shared is None:
+            return own
+        other = self.shared._value_defect()
+        return other and ({"val": "shared", "scale": "shared_scale"}[other[0]], other[1])
+
+    def _value_defect(self) -> tuple[str, str] | None:
         mantissa = np.frexp(self.scale)[0]
         if not (np.isfinite(self.scale).all() and (mantissa == 0.5).all()):
             return "scale", "has a scale that is not a positive power of two"
@@ -146,6 +156,17 @@ class PackedFile:
         self.top_k = self.integer("sardine.expert_used_count", self.n_experts)
         self.block_columns = self.integer("sardine.block_columns", 65536)
         self.mode = self.text("sardine.delta_mode")
+        if self.mode not in ("sparse", "gain"):
+            raise self.bad(
+                "sardine.delta_mode", f"expected sparse or gain, found {self.mode[:40]!r}"
+            )
+        key, default = "sardine.compensation", "none" if self.version == 1 else None
+        self.compensation = self.text(key, default)
+        allowed = COMPENSATIONS[: 1 + self.version]
+        if self.compensation not in allowed:
+            raise self.bad(
+                key, f"expected {' or '.join(allowed)}, found {self.compensation[:40]!r}"
+            )
         self.names = self._list("sardine.expert_names", str)
         if len(self.names) != self.n_experts:
             raise self.bad(
@@ -159,9 +180,9 @@ class PackedFile:
 
     # ---- keys ----
 
-    def text(self, key: str) -> str:
+    def text(self, key: str, default: str | None = None) -> str:
         """A text's value."""
-        value = self.header.get(key)
+        value = self.header.get(key, default)
         if not isinstance(value, str):
             raise self.bad(key, f"expected a text, found {_kind(value)}")
         return value
@@ -228,23 +249,37 @@ class PackedFile:
         n, n_blocks = self.count(layer, matrix), -(-n_cols // self.block_columns)
         row_ptr = self.require(prefix + "row_ptr", _I32, n_blocks * n_rows + 1)
         col = self.require(prefix + "col", _I16, n)
-        val = self.tensors.get(prefix + "val")
-        value_type = VALUE_TYPES.get(val.type) if val is not None else None
-        if val is None or value_type is None:
-            raise self.bad(prefix + "val", "expected a tensor of type f32, f16 or q8_0")
-        stored = -(-n // 32) * 32 if value_type == "q8_0" else n
-        raw = self.require(prefix + "val", val.type, stored, self.n_experts)
-        dtypes: dict[str, Any] = {"f32": "<f4", "f16": "<f2", "q8_0": Q8_BLOCK}
-        return PackedMatrix(
+        packed = PackedMatrix(
             n_rows,
             n_cols,
             self.block_columns,
             row_ptr.view("<i4"),
             col.view("<u2"),
-            raw.view(dtypes[value_type]).reshape(self.n_experts, -1),
-            value_type,
+            *self._values(prefix + "val", n, self.n_experts),
             self.require(prefix + "scale", _F32, self.n_experts).view("<f4"),
         )
+        if self.compensation == "extracted":
+            stored, value_type = self._values(prefix + "shared", n, 1)
+            scale = self.require(prefix + "shared_scale", _F32, 1).view("<f4")
+            shared = replace(packed, stored=stored, value_type=value_type, scale=scale)
+            return replace(packed, shared=shared)
+        for part in ("shared", "shared_scale"):
+            if prefix + part in self.tensors:
+                raise self.bad(
+                    prefix + part, f"there is one, but sardine.compensation is {self.compensation}"
+                )
+        return packed
+
+    def _values(self, name: str, n: int, n_rows: int) -> tuple[NDArray[Any], str]:
+        """Stored values [n_rows, n or blocks] and their type."""
+        tensor = self.tensors.get(name)
+        value_type = VALUE_TYPES.get(tensor.type) if tensor is not None else None
+        if tensor is None or value_type is None:
+            raise self.bad(name, "expected a tensor of type f32, f16 or q8_0")
+        stored = -(-n // 32) * 32 if value_type == "q8_0" else n
+        raw = self.require(name, tensor.type, stored, n_rows)
+        dtypes: dict[str, Any] = {"f32": "<f4", "f16": "<f2", "q8_0": Q8_BLOCK}
+        return raw.view(dtypes[value_type]).reshape(n_rows, -1), value_type
 
     def matrices(self) -> Iterator[tuple[int, str, PackedMatrix]]:
         """(layer, matrix, arrays) of all that have positions."""

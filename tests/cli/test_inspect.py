@@ -15,19 +15,19 @@ import gguf
 import numpy as np
 import pytest
 import read_sardine
-from gguf_mutate import Gguf, Tensor, load
+from gguf_mutate import Gguf, load
 from make_checkpoint import srde_checkpoint, tiny_base
-from sardine_gguf import inspect_cli
+from sardine_gguf import FormatError, inspect_cli
 from sardine_gguf.convert import convert, schema, write_base
 from sardine_gguf.convert.gguf_file import TensorSpec, pack_header, padded, spec
-from sardine_gguf.inspect_check import _F16_FIELDS
+from sardine_gguf.inspect_check import _F16_FIELDS, check_experts
 from sardine_gguf.inspect_facts import gather
 from sardine_gguf.inspect_plot import BINS, expert_similarity, value_histogram
 from sardine_gguf.packed_file import PackedFile
 from test_bad_base import TOKENIZERS
 from test_bad_files import CASES as BAD_FILES
 from test_bad_sardine import CASES as BAD_SARDINE
-from test_bad_sardine import GOOD
+from test_bad_sardine import GOOD, SHARED_CASES
 
 BAD_BASE = {name: case for name, case in TOKENIZERS.items() if case[1]}
 NAMES = ["math", "logic", "code", "science", "planning", "abstract", "expert_6"]
@@ -39,7 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("inspect")
     tiny_base(out / "base", inner=100)
     srde = srde_checkpoint(out / "srde.pt", out / "base", layers=[0, 2], n_experts=7, density=0.03)
-    convert(out / "base", srde, out / "model.gguf", outtype="q4_k_m", block_columns=48)
+    options = {"outtype": "q4_k_m", "block_columns": 48, "compensation": "none"}
+    convert(out / "base", srde, out / "model.gguf", **options)
     convert(out / "base", srde, out / "adapter.gguf", adapter=True, delta_type="f16")
     write_base(out / "base", out / "base.gguf", "q8_0")
     return out
@@ -146,20 +147,45 @@ def test_other_kinds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert base["check"]["base_tensors"] == model["check"]["base_tensors"] == 30
 
 
-def test_a_later_version_with_compensation(
-    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("method", ["residual", "extracted"])
+def test_compensation(
+    method: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Version 2's key and shared array are shown and counted."""
-    g = load(small)
-    g.set("sardine.version", "u32", 2)
-    g.set("sardine.compensation", "str", "extracted")
-    n = g.tensor("blk.0.ffn_gate_delta.col").ne[0]
-    g.tensors.append(Tensor(b"blk.0.ffn_gate_delta.shared", [n], 1, bytes(2 * n)))
-    (tmp_path / "v2.gguf").write_bytes(g.build())
-    found = facts(capsys, tmp_path / "v2.gguf")
-    assert found["experts"]["compensation"] == "extracted"
-    assert found["bytes"]["shared"] == padded(2 * n, 32)
-    assert "compensation extracted" in run(capsys, tmp_path / "v2.gguf")[1]
+    """Shown, and the shared part counted and checked."""
+    path = tmp_path / "c.gguf"
+    convert(folder / "base", folder / "srde.pt", path, outtype="q8_0", compensation=method)
+    found = facts(capsys, path, "--check")
+    x = found["experts"]
+    tensors = read_sardine.tensors(path).values()
+    size = sum(padded(int(t.n_bytes), 32) for t in tensors if "_delta.shared" in t.name)
+    assert found["bytes"].get("shared", 0) == size
+    assert (size > 0) == (method == "extracted")
+    assert x["compensation"] == method
+    assert x["shared_types"] == (["f16"] if size else [])
+    assert found["size"] == sum(found["bytes"].values())
+    assert found["check"]["values"] == x["positions"] * (8 if size else 7)
+    text = run(capsys, path)[1]
+    assert f"compensation {method}" in text
+    assert ("a shared part in f16" in text) == bool(size)
+
+
+@pytest.mark.parametrize("name", SHARED_CASES)
+def test_check_finds_every_defect_of_a_shared_part(
+    name: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = small.with_name("shared.gguf")
+    if not shared.exists():
+        convert(
+            small.parent / "base", small.parent / "srde.pt", shared, outtype="q8_0",
+            delta_type="q8_0", block_columns=20, compensation="extracted", shared_type="q8_0",
+        )  # fmt: skip
+    g = load(shared)
+    SHARED_CASES[name][0](g)
+    (tmp_path / "bad.gguf").write_bytes(g.build())
+    assert run(capsys, shared, "--check")[0] == 0
+    assert run(capsys, tmp_path / "bad.gguf", "--check")[0] == 3
+    with pytest.raises(FormatError):  # also without the runtime's part of the check
+        check_experts(PackedFile(tmp_path / "bad.gguf"))
 
 
 # ---- --check ----

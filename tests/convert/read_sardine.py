@@ -12,13 +12,17 @@ import numpy as np
 
 @dataclass
 class Layer:
-    """positions: flat, in the layer's numbering; values float64 [E, n] in the same order."""
+    """positions: flat, in the layer's numbering; values float64 [E, n] in the same order.
+
+    shared: float64 [n], 0 in files without a shared part.
+    """
 
     router: np.ndarray
     mean: np.ndarray
     positions: np.ndarray
     values: np.ndarray
     scales: dict[str, np.ndarray]
+    shared: np.ndarray
 
 
 def keys(path: Path) -> dict[str, Any]:
@@ -38,6 +42,8 @@ def layers(path: Path) -> dict[int, Layer]:
     arch = kv["general.architecture"]
     hidden, inner = kv[f"{arch}.embedding_length"], kv[f"{arch}.feed_forward_length"]
     n_experts, width = kv["sardine.expert_count"], kv["sardine.block_columns"]
+    has_shared = kv.get("sardine.compensation") == "extracted"
+    assert kv["sardine.version"] == (2 if has_shared else 1)
     out = {}
     for i in kv["sardine.layers"]:
         router = held.pop(f"blk.{i}.ffn_gate_inp.weight")
@@ -45,7 +51,7 @@ def layers(path: Path) -> dict[int, Layer]:
         assert list(router.shape) == [hidden, n_experts]
         mean = held.pop(f"blk.{i}.ffn_delta.mean")
         assert list(mean.shape) == [n_experts]
-        positions, values, scales = [], [], {}
+        positions, values, scales, shared = [], [], {}, []
         for m, (name, n_rows, n_cols) in enumerate(
             (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner))
         ):
@@ -81,12 +87,21 @@ def layers(path: Path) -> dict[int, Layer]:
                         positions.append(m * hidden * inner + r * n_cols + b * width + c)
             values.append(val[:, :n].astype(np.float64) * scale[:, None])
             scales[name] = scale
+            shared.append(np.zeros(n))
+            if has_shared:
+                part = held.pop(prefix + "shared")
+                common = gguf.dequantize(part.data, part.tensor_type).reshape(-1)
+                assert not common[n:].any()
+                (factor,) = held.pop(prefix + "shared_scale").data
+                assert np.frexp(factor)[0] == 0.5
+                shared[-1] = common[:n].astype(np.float64) * factor
         out[i] = Layer(
             router.data,
             mean.data,
             np.array(positions, np.int64),
             np.concatenate(values, axis=1) if values else np.zeros((n_experts, 0)),
             scales,
+            np.concatenate(shared) if shared else np.zeros(0),
         )
     assert not [n for n in held if "_delta" in n or "ffn_gate_inp" in n]
     return out

@@ -62,6 +62,7 @@ def test_layout_and_values(base, srde, tmp_path, delta_type, block_columns):
         "sardine.delta_mode": "sparse",
         "sardine.layers": [0, 1, 2],
         "sardine.block_columns": block_columns,
+        "sardine.compensation": "none",
     }
     fields = gguf.GGUFReader(out).fields
     kinds = {k: [t.name for t in f.types] for k, f in fields.items() if k.startswith("sardine.")}
@@ -167,7 +168,9 @@ def test_same_inputs_same_bytes(base, srde, tmp_path, outtype):
 def test_gguf_base_is_copied(base, srde, tmp_path, outtype):
     write_base(base, tmp_path / "base.gguf", outtype)
     convert(tmp_path / "base.gguf", srde, tmp_path / "a.gguf")
-    convert(base, srde, tmp_path / "b.gguf", outtype=outtype, delta_type="q8_0")
+    convert(
+        base, srde, tmp_path / "b.gguf", outtype=outtype, delta_type="q8_0", compensation="none"
+    )
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
@@ -329,9 +332,12 @@ def test_base_ffn_of_another_model_warns(base, tmp_path):
 def test_large_tensors_are_converted_in_chunks(base, srde, tmp_path, monkeypatch):
     from sardine_gguf.convert import base_gguf, hf_tensors
 
-    convert(base, srde, tmp_path / "a.gguf")
+    convert(base, srde, tmp_path / "a.gguf", compensation="none")
+    convert(base, srde, tmp_path / "repaired.gguf", compensation="extracted")
     monkeypatch.setattr(hf_tensors, "CHUNK_BYTES", 3 * 64 * 4)
-    convert(base, srde, tmp_path / "b.gguf")
+    convert(base, srde, tmp_path / "b.gguf", compensation="none")
+    convert(base, srde, tmp_path / "d.gguf", compensation="extracted")
+    assert (tmp_path / "d.gguf").read_bytes() == (tmp_path / "repaired.gguf").read_bytes()
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
     monkeypatch.setattr(base_gguf, "COPY_BYTES", 100)
     write_base(base, tmp_path / "base.gguf", "q4_k_m")

@@ -22,9 +22,8 @@ from sardine_gguf.packed_file import Q8_BLOCK, PackedFile, PackedMatrix
 @pytest.mark.parametrize("outtype", ["f32", "bf16", "q4_k_m"])
 def test_a_sound_file(base, srde, tmp_path, outtype, delta_type):
     out = tmp_path / "o.gguf"
-    report = convert(
-        base, srde, out, outtype=outtype, delta_type=delta_type, block_columns=48, verify=True
-    )
+    options = {"outtype": outtype, "delta_type": delta_type, "block_columns": 48}
+    report = convert(base, srde, out, **options, compensation="none", verify=True)
     found = report.verification
     assert found.positions == sum(report.positions.values())
     assert found.values == 6 * found.positions
@@ -33,10 +32,24 @@ def test_a_sound_file(base, srde, tmp_path, outtype, delta_type):
     assert (found.largest_error == 0) == (delta_type == "f32")
     # The bound is no larger than it has to be: some value comes near it.
     assert found.largest_share == 0 if delta_type == "f32" else 0.95 < found.largest_share <= 1
-    convert(base, srde, tmp_path / "p.gguf", outtype=outtype, delta_type=delta_type,
-            block_columns=48)  # fmt: skip
+    convert(base, srde, tmp_path / "p.gguf", **options, compensation="none")
     assert out.read_bytes() == (tmp_path / "p.gguf").read_bytes()
     assert "positions equal" in report.summary()
+
+
+@pytest.mark.parametrize("method", ["residual", "extracted"])
+@pytest.mark.parametrize("outtype", ["q8_0", "q4_k_m"])
+@pytest.mark.parametrize("delta_type", ["f32", "q8_0"])
+def test_compensation(base, srde, tmp_path, method, outtype, delta_type):
+    """What the base lost at the positions is part of the source, in the values or beside them."""
+    report = convert(
+        base, srde, tmp_path / "o.gguf", outtype=outtype, delta_type=delta_type, block_columns=48,
+        compensation=method, shared_type="f16" if delta_type == "f32" else "q8_0", verify=True,
+    )  # fmt: skip
+    found = report.verification
+    assert found.skipped == []
+    assert found.values == (7 if method == "extracted" else 6) * found.positions
+    assert found.largest_share <= 1
 
 
 def test_gguf_base_and_adapter(base, srde, tmp_path):
@@ -78,6 +91,18 @@ def test_the_reader_agrees_with_the_plain_one(base, srde, tmp_path):
                 np.testing.assert_array_equal(mine, values)
                 np.testing.assert_array_equal(pieces, values)
             assert all(m.defect() is None for _, m in packed)
+
+
+def test_the_reader_agrees_about_the_shared_part(base, srde, tmp_path):
+    for kind in ("f32", "f16", "q8_0"):
+        out = tmp_path / f"{kind}.gguf"
+        convert(base, srde, out, outtype="q8_0", compensation="extracted", shared_type=kind)
+        file = PackedFile(out)
+        for index, layer in read_sardine.layers(out).items():
+            packed = [m for name in ("gate", "up", "down") if (m := file.matrix(index, name))]
+            shared = np.concatenate([m.shared.values(0) for m in packed])
+            np.testing.assert_array_equal(shared, layer.shared)
+            assert all(m.defect() is None for m in packed)
 
 
 PARTS = {
@@ -130,6 +155,25 @@ def test_a_damaged_byte(base, srde, tmp_path, monkeypatch, part, where, delta_ty
     assert list(tmp_path.iterdir()) == []
     convert(base, srde, out, **options)  # unverified, it stays
     assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "part"),
+    [
+        ("residual", "val"), ("residual", "scale"), ("extracted", "shared"),
+        ("extracted", "shared_scale"), ("extracted", "val"),
+    ],
+)  # fmt: skip
+def test_a_damaged_byte_of_compensated_values(base, srde, tmp_path, monkeypatch, method, part):
+    name = f"blk.1.ffn_down_delta.{part}"
+
+    def change(data, tensors):
+        t = tensors[name]
+        data[t.offset + t.nbytes // 2 | 1] ^= 0x10
+
+    damage(monkeypatch, change)
+    with pytest.raises(VerificationError, match=r"blk\.1\.ffn_down_delta"):
+        convert(base, srde, tmp_path / "o.gguf", outtype="q8_0", compensation=method, verify=True)
 
 
 def test_every_byte_of_small_parts(base, srde, tmp_path, monkeypatch):

@@ -31,3 +31,13 @@ def small(workshop: Path) -> TinyModel:
         srde={"n_experts": 3, "density": 0.05},
         out={"block_columns": 20, "delta_type": "q8_0"},
     )
+
+
+@pytest.fixture(scope="session")
+def small_shared(small: TinyModel) -> TinyModel:
+    """The same quantized, with the weights at the positions in a shared part (version 2)."""
+    path = small.converted(
+        "shared.gguf", outtype="q8_0", delta_type="q8_0", block_columns=20,
+        compensation="extracted", shared_type="q8_0",
+    )  # fmt: skip
+    return TinyModel(small.base, small.srde, path, small.top_k)

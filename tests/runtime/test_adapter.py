@@ -69,7 +69,10 @@ def test_equal_to_the_merged_file(tiny: TinyModel, pair: tuple[Path, Path], mode
 def test_one_adapter_fits_every_quantization(tiny: TinyModel, outtype: str) -> None:
     """Made from a folder or from any GGUF of the model it has the same bytes, and no complaint comes."""
     folder = tiny.gguf.parent
-    base, merged = folder / f"base-{outtype}.gguf", tiny.converted(f"m-{outtype}", outtype=outtype)
+    base, merged = (
+        folder / f"base-{outtype}.gguf",
+        tiny.converted(f"m-{outtype}", outtype=outtype, compensation="none"),
+    )
     adapters = [folder / f"a-{outtype}-{i}.gguf" for i in range(2)]
     write_base(tiny.base, base, outtype)
     for source, adapter in zip((tiny.base, base), adapters, strict=True):
@@ -204,6 +207,8 @@ def test_converter_refuses(small: TinyModel, small_pair: tuple[Path, Path], tmp_
     out = tmp_path / "o.gguf"
     with pytest.raises(ValueError, match="outtype"):
         convert(small.base, small.srde, out, adapter=True, outtype="q8_0")
+    with pytest.raises(ValueError, match="compensation"):
+        convert(small.base, small.srde, out, adapter=True, compensation="residual")
     for wrong in (small_pair[1], small.gguf):
         with pytest.raises(FormatError):
             convert(wrong, small.srde, out, adapter=True)
@@ -288,6 +293,17 @@ BAD_ADAPTER: dict[str, tuple[Change, str]] = {
     ),
     "layers_text": (lambda g: g.set(SHAPE + "block_count", "str", "2"), SHAPE + "block_count"),
     "layers_1": (lambda g: g.set(SHAPE + "block_count", "u32", 1), "sardine.base.block_count"),
+    "residual": (
+        lambda g: g.set("sardine.compensation", "str", "residual"),
+        "sardine.compensation",
+    ),
+    "extracted": (
+        lambda g: (
+            g.set("sardine.version", "u32", 2),
+            g.set("sardine.compensation", "str", "extracted"),
+        ),
+        "sardine.compensation",
+    ),
     "no_norms": (lambda g: g.drop(SHAPE + "norm_crc32"), SHAPE + "norm_crc32"),
     "no_vocab": (lambda g: g.drop(SHAPE + "vocab_size"), SHAPE + "vocab_size"),
     "a_base_tensor": (

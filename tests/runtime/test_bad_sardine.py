@@ -142,7 +142,17 @@ NAMES = [b"a", b"b", b"c"]
 CASES: dict[str, tuple[Change, str]] = {
     "version_missing": (lambda g: g.drop("sardine.version"), "sardine.version"),
     "version_0": (u32("version", 0), "sardine.version"),
-    "version_2": (u32("version", 2), "sardine.version"),
+    "version_3": (u32("version", 3), "sardine.version"),
+    "version_2_without_compensation": (
+        lambda g: (u32("version", 2)(g), g.drop("sardine.compensation")),
+        "sardine.compensation",
+    ),
+    "extracted_in_version_1": (
+        retyped("compensation", "str", "extracted"),
+        "sardine.compensation",
+    ),
+    "compensation_unknown": (retyped("compensation", "str", "half"), "sardine.compensation"),
+    "compensation_number": (u32("compensation", 0), "sardine.compensation"),
     "version_text": (retyped("version", "str", "1"), "sardine.version"),
     "version_u8": (retyped("version", "u8", 1), "sardine.version"),
     "version_f32": (retyped("version", "f32", 1.0), "sardine.version"),
@@ -240,11 +250,39 @@ CASES: dict[str, tuple[Change, str]] = {
     "scale_inf": (poke(GATE + "scale", "f", 1, math.inf), GATE + "scale"),
     "scale_4": (shaped(GATE + "scale", [4], 16), GATE + "scale"),
 }
+# The same for files with a shared part.
+SHARED_CASES: dict[str, tuple[Change, str]] = {
+    "missing": (dropped(GATE + "shared"), GATE + "shared"),
+    "scale_missing": (dropped(UP + "shared_scale"), UP + "shared_scale"),
+    "alone": (
+        lambda g: [g.drop_tensor(GATE + p) for p in ("row_ptr", "col", "val", "scale")],
+        GATE,
+    ),
+    "version_1": (u32("version", 1), "sardine.compensation"),
+    "unannounced": (retyped("compensation", "str", "residual"), "_delta.shared"),
+    "one_block_less": (
+        lambda g: shaped(GATE + "shared", [-(-count(g) // 32) * 32 - 32], 34 * (count(g) // 32))(g),
+        GATE + "shared",
+    ),
+    "two_rows": (
+        lambda g: shaped(GATE + "shared", [32 * -(-count(g) // 32), 2], 68 * -(-count(g) // 32))(g),
+        GATE + "shared",
+    ),
+    "type_i16": (type_of(GATE + "shared", 25), GATE + "shared"),
+    "block_scale_nan": (poke(GATE + "shared", "H", 0, 0x7E01), GATE + "shared"),
+    "block_scale_inf": (poke(DOWN + "shared", "H", 0, 0x7C00), DOWN + "shared"),
+    "scale_0": (poke(GATE + "shared_scale", "f", 0, 0.0), GATE + "shared_scale"),
+    "scale_3": (poke(GATE + "shared_scale", "f", 0, 3.0), GATE + "shared_scale"),
+    "scale_nan": (poke(GATE + "shared_scale", "f", 0, math.nan), GATE + "shared_scale"),
+    "scale_2": (shaped(GATE + "shared_scale", [2], 8), GATE + "shared_scale"),
+}
 # Files that keep every rule although they look unusual.
 GOOD: dict[str, Change] = {
     "values_f32": as_f32,
     "values_f16": lambda g: as_f16(g, 0x3C00),
     "scale_subnormal": poke(GATE + "scale", "f", 1, 2.0**-149),
+    "no_compensation_key": lambda g: g.drop("sardine.compensation"),
+    "version_2_without_shared": u32("version", 2),
     "mode_gain": retyped("delta_mode", "str", "gain"),
     "no_gate_at_all": lambda g: [
         g.drop_tensor(GATE + p) for p in ("row_ptr", "col", "val", "scale")
@@ -265,8 +303,18 @@ def write(small: TinyModel, change: Change, path: Path) -> Gguf:
 @pytest.mark.parametrize("name", CASES)
 def test_bad_sardine_part(name: str, small: TinyModel, tmp_path: Path) -> None:
     """The runtime refuses it and names the field; so does the independent check."""
-    change, field = CASES[name]
-    g = write(small, change, tmp_path / "bad.gguf")
+    refused(small, *CASES[name], tmp_path)
+
+
+@pytest.mark.parametrize("name", SHARED_CASES)
+def test_bad_shared_part(name: str, small_shared: TinyModel, tmp_path: Path) -> None:
+    """The same for the shared part."""
+    refused(small_shared, *SHARED_CASES[name], tmp_path)
+
+
+def refused(model: TinyModel, change: Change, field: str, tmp_path: Path) -> None:
+    """Asserts that the runtime refuses the changed file with that field, and the independent check too."""
+    g = write(model, change, tmp_path / "bad.gguf")
     with pytest.raises(FormatError) as caught:
         Sardine(tmp_path / "bad.gguf", n_ctx=32)
     assert caught.value.file == str(tmp_path / "bad.gguf")

@@ -100,8 +100,10 @@ def sardine_ranges(data: bytes) -> list[tuple[int, int]]:
     return out
 
 
-def test_expert_data(small: TinyModel, worker: Worker) -> None:
+@pytest.mark.parametrize("fixture", ["small", "small_shared"])
+def test_expert_data(fixture: str, request: pytest.FixtureRequest, worker: Worker) -> None:
     """Random bytes of the experts' tensors: what is accepted keeps the rules, what is refused breaks one."""
+    small: TinyModel = request.getfixturevalue(fixture)
     data = small.gguf.read_bytes()
     ranges = sardine_ranges(data)
     rng = random.Random(3)

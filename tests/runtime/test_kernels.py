@@ -3,7 +3,8 @@
 Bound for one element y = sum_p v_p x_p with v_p = sum_j w_j s_j q_jp over n positions and k experts:
 forming v_p rounds at most k + 2 times (q d, w s, products, sums), each product once and the sum of n terms
 at most n times, so |error| <= (n + k + 4) eps sum_p sum_j |w_j s_j q_jp x_p| to first order; 2 covers the
-rest, and the tile path, which sums per expert first, has no more roundings. eps = 2^-24.
+rest, and the tile path, which sums per expert first, has no more roundings. eps = 2^-24. The shared part is
+one more term of v_p; the tile path adds it to each expert's values, where the weights' sum rounds once more.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Problem:
     routes: NDArray[np.float32]
     x: NDArray[np.float32]
     experts: list[scipy.sparse.csr_matrix]
+    shared: tuple[NDArray[np.uint8], str, float] | None = None  # bytes, type, scale
+    common: scipy.sparse.csr_matrix | None = None  # what they mean
 
     def run(self, path: str, n_threads: int = 1) -> NDArray[np.float32]:
         """y [n_tokens, n_rows] of a path."""
@@ -55,6 +58,7 @@ class Problem:
             routes=self.routes,
             x=self.x,
             n_threads=n_threads,
+            **dict(zip(("shared", "shared_type", "shared_scale"), self.shared or (), strict=False)),
         )
 
     def exact(self) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -67,6 +71,9 @@ class Problem:
             for w, e in zip(route[:k], route[k:].astype(int), strict=True):
                 y[t] += w * (self.experts[e] @ x[t])
                 size[t] += abs(w) * (abs(self.experts[e]) @ abs(x[t]))
+            if self.common is not None:
+                y[t] += self.common @ x[t]
+                size[t] += abs(self.common) @ abs(x[t])
         n = np.diff(self.experts[0].indptr)
         return y, 2 * (n + k + 4) * EPS * size + 1e-37
 
@@ -88,9 +95,16 @@ def encode(values: NDArray[np.float32], kind: str) -> tuple[NDArray[np.uint8], N
 
 
 def make_problem(
-    mask: NDArray[np.bool_], block: int, n_experts: int, k: int, n_tokens: int, kind: str, seed: int
+    mask: NDArray[np.bool_],
+    block: int,
+    n_experts: int,
+    k: int,
+    n_tokens: int,
+    kind: str,
+    seed: int,
+    shared_kind: str | None = None,
 ) -> Problem:
-    """A problem whose positions are a mask [rows, columns] with at least one."""
+    """A problem whose positions are a mask [rows, columns] with at least one; k may be 0."""
     rng = np.random.default_rng(seed)
     rows, cols = mask.shape
     n_blocks = -(-cols // block)
@@ -103,7 +117,7 @@ def make_problem(
     scale = (2.0 ** rng.integers(-8, 8, n_experts)).astype(np.float32)
     routes = np.empty((n_tokens, 2 * k), np.float32)
     for t in range(n_tokens):
-        w = np.sort(rng.dirichlet(np.ones(k)))[::-1]
+        w = np.sort(rng.dirichlet(np.ones(k)))[::-1] if k else []
         routes[t] = [*w, *rng.permutation(n_experts)[:k]]
     where_row = np.concatenate([p[:, 0] for p in parts])
     where_col = np.concatenate([p[:, 1] + b * block for b, p in enumerate(parts)])
@@ -114,7 +128,16 @@ def make_problem(
         for e in range(n_experts)
     ]
     x = rng.standard_normal((n_tokens, cols)).astype(np.float32)
-    return Problem(row_ptr, col, val, kind, scale, (rows, cols, block), routes, x, experts)
+    shared, common = None, None
+    if shared_kind is not None:
+        data, meaning = encode(rng.standard_normal((1, len(col))).astype(np.float32), shared_kind)
+        factor = float(2.0 ** rng.integers(-8, 8))
+        shared = data, shared_kind, factor
+        common = scipy.sparse.csr_matrix(
+            (meaning[0] * factor, (where_row, where_col)), shape=mask.shape
+        )
+    shape = (rows, cols, block)
+    return Problem(row_ptr, col, val, kind, scale, shape, routes, x, experts, shared, common)
 
 
 def check(problem: Problem, n_threads: int = 1) -> None:
@@ -139,11 +162,13 @@ def problems(draw: st.DrawFn) -> tuple[Problem, int]:
         mask[r] &= rng.random() > 0.1
     mask[rng.integers(rows), rng.integers(cols)] = True
     n_experts = draw(st.integers(1, 9))
-    k = draw(st.integers(1, n_experts))
+    shared_kind = draw(st.sampled_from([None, *TYPES]))
+    k = draw(st.integers(0 if shared_kind else 1, n_experts))
     block = draw(st.sampled_from([1, 2, 7, 16, 31, 32, 64, 65, cols, 65536]))
     n_tokens = draw(st.one_of(st.integers(1, 8), st.sampled_from([31, 32, 33, 64, 65, 70])))
     kind = draw(st.sampled_from(TYPES))
-    return make_problem(mask, block, n_experts, k, n_tokens, kind, seed), draw(st.integers(1, 4))
+    problem = make_problem(mask, block, n_experts, k, n_tokens, kind, seed, shared_kind)
+    return problem, draw(st.integers(1, 4))
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

@@ -51,32 +51,35 @@ void for_row_groups(const int32_t* row_ptr, Range rows, const F& body) {
     }
 }
 
-const uint8_t* expert_values(const DeltaMatrix& m, int64_t e) {
-    return m.val + e * m.val_stride;
+using Slot = SparseScratch::Slot;
+
+void add_values(const CpuOps& ops, const DeltaValues& v, int64_t begin, int64_t n, float weight,
+                bool accumulate, float* out) {
+    ops.add_values(v.type, v.data, begin, n, weight * v.scale, accumulate, out);
 }
 
 void add_one_token(const SparseDeltaArgs& a, const CpuOps& ops, Range rows, int64_t token,
                    SparseScratch& scratch) {
     const DeltaMatrix& m = *a.delta;
+    const bool shared = m.shared.data != nullptr;
     float* y = a.y + token * a.y_stride;
     float* values = scratch.values();
     for (int64_t b = 0; b < m.n_blocks; ++b) {
         const int32_t* row_ptr = m.block_rows(b);
         const float* x = a.x + token * a.x_stride + b * m.block_columns;
         for_row_groups(row_ptr, rows, [&](int64_t r, int64_t n_rows, int64_t begin, int64_t n) {
-            for (int64_t j = 0; j < a.routes.k; ++j) {
-                const int32_t e = a.routes.expert(token, j);
-                ops.add_values(m.type, expert_values(m, e), begin, n, a.routes.weight(token, j) * m.scale[e],
-                               j > 0, values);
-            }
+            if (shared) add_values(ops, m.shared, begin, n, 1.0f, false, values);
+            for (int64_t j = 0; j < a.routes.k; ++j)
+                add_values(ops, m.expert(a.routes.expert(token, j)), begin, n, a.routes.weight(token, j),
+                           shared || j > 0, values);
             ops.rows_dot(row_ptr + r, n_rows, m.col, values, begin, x, y + r);
         });
     }
 }
 
 // Transposes the x of up to kTokenTile slots into [width][kTokenTile], the rest zero.
-void pack_tile(const SparseDeltaArgs& a, const int32_t* slots, int64_t n_slots, int64_t first_col,
-               int64_t width, float* tile) {
+void pack_tile(const SparseDeltaArgs& a, const Slot* slots, int64_t n_slots, int64_t first_col, int64_t width,
+               float* tile) {
     constexpr int64_t kStep = 64;
     for (int64_t c0 = 0; c0 < width; c0 += kStep) {
         const int64_t c1 = std::min(width, c0 + kStep);
@@ -85,15 +88,22 @@ void pack_tile(const SparseDeltaArgs& a, const int32_t* slots, int64_t n_slots, 
                 for (int64_t c = c0; c < c1; ++c) tile[c * kTokenTile + t] = 0.0f;
                 continue;
             }
-            const float* x = a.x + slots[t] / a.routes.k * a.x_stride + first_col;
+            const float* x = a.x + slots[t].token * a.x_stride + first_col;
             for (int64_t c = c0; c < c1; ++c) tile[c * kTokenTile + t] = x[c];
         }
     }
 }
 
-// Slots (token * k + j) sorted by expert; bounds[e] .. bounds[e + 1] are those of expert e.
-void group_by_expert(const SparseDeltaArgs& a, int32_t* slots, int64_t* bounds) {
+// Slots sorted by expert; bounds[e] .. bounds[e + 1] are those of expert e. Without routes all tokens are one
+// group.
+void group_by_expert(const SparseDeltaArgs& a, Slot* slots, int64_t* bounds) {
     const int64_t k = a.routes.k, n_experts = a.delta->n_experts;
+    if (k == 0) {
+        for (int64_t t = 0; t < a.n_tokens; ++t) slots[t] = {static_cast<int32_t>(t), 1.0f};
+        bounds[0] = 0;
+        bounds[1] = a.n_tokens;
+        return;
+    }
     std::fill(bounds, bounds + n_experts + 1, 0);
     for (int64_t t = 0; t < a.n_tokens; ++t)
         for (int64_t j = 0; j < k; ++j) ++bounds[a.routes.expert(t, j) + 1];
@@ -102,23 +112,25 @@ void group_by_expert(const SparseDeltaArgs& a, int32_t* slots, int64_t* bounds) 
     std::copy(bounds, bounds + n_experts, next);
     for (int64_t t = 0; t < a.n_tokens; ++t)
         for (int64_t j = 0; j < k; ++j)
-            slots[next[a.routes.expert(t, j)]++] = static_cast<int32_t>(t * k + j);
+            slots[next[a.routes.expert(t, j)]++] = {static_cast<int32_t>(t), a.routes.weight(t, j)};
 }
 
+// Routing weights sum to 1, so the shared part added to every expert's values is added once in all.
 void add_tile(const SparseDeltaArgs& a, const CpuOps& ops, Range rows, int64_t block, int64_t expert,
-              const int32_t* slots, int64_t n_slots, SparseScratch& scratch) {
+              const Slot* slots, int64_t n_slots, SparseScratch& scratch) {
     const DeltaMatrix& m = *a.delta;
+    const bool shared = m.shared.data != nullptr;
     const int32_t* row_ptr = m.block_rows(block);
     const int64_t first_col = block * m.block_columns;
     pack_tile(a, slots, n_slots, first_col, std::min(m.block_columns, m.n_cols - first_col), scratch.tile());
     float* sums = scratch.sums();
     for_row_groups(row_ptr, rows, [&](int64_t r, int64_t n_rows, int64_t begin, int64_t n) {
-        ops.add_values(m.type, expert_values(m, expert), begin, n, m.scale[expert], false, scratch.values());
+        if (shared) add_values(ops, m.shared, begin, n, 1.0f, false, scratch.values());
+        if (a.routes.k > 0) add_values(ops, m.expert(expert), begin, n, 1.0f, shared, scratch.values());
         ops.rows_tile(row_ptr + r, n_rows, m.col, scratch.values(), begin, scratch.tile(), sums);
         for (int64_t t = 0; t < n_slots; ++t) {
-            const float w = a.routes.weight(slots[t] / a.routes.k, slots[t] % a.routes.k);
-            float* y = a.y + slots[t] / a.routes.k * a.y_stride + r;
-            for (int64_t i = 0; i < n_rows; ++i) y[i] += w * sums[i * kTokenTile + t];
+            float* y = a.y + slots[t].token * a.y_stride + r;
+            for (int64_t i = 0; i < n_rows; ++i) y[i] += slots[t].weight * sums[i * kTokenTile + t];
         }
     });
 }
@@ -137,13 +149,13 @@ void SparseScratch::reserve(const DeltaMatrix& m, int64_t n_tokens, int64_t k) {
     grow(sums_, kGroupRows * kTokenTile);
     if (n_tokens >= kMinTileTokens) {
         grow(tile_, std::min(m.block_columns, m.n_cols) * kTokenTile);
-        grow(slots_, n_tokens * k);
+        grow(slots_, n_tokens * std::max<int64_t>(k, 1));
     }
 }
 
 void sparse_delta_add(const SparseDeltaArgs& a, const CpuOps& ops, int ith, int nth, SparseScratch& scratch) {
     const DeltaMatrix& m = *a.delta;
-    if (m.empty()) return;
+    if (m.empty() || (a.routes.k == 0 && !m.shared.data)) return;
     const Range rows = thread_rows(m, ith, nth);
     if (rows.begin >= rows.end) return;
     if (a.n_tokens < kMinTileTokens) {
@@ -151,10 +163,11 @@ void sparse_delta_add(const SparseDeltaArgs& a, const CpuOps& ops, int ith, int 
         return;
     }
     int64_t bounds[257];
-    int32_t* slots = scratch.slots();
+    Slot* slots = scratch.slots();
+    const int64_t n_groups = a.routes.k > 0 ? m.n_experts : 1;
     group_by_expert(a, slots, bounds);
     for (int64_t b = 0; b < m.n_blocks; ++b)
-        for (int64_t e = 0; e < m.n_experts; ++e)
+        for (int64_t e = 0; e < n_groups; ++e)
             for (int64_t s = bounds[e]; s < bounds[e + 1]; s += kTokenTile)
                 add_tile(a, ops, rows, b, e, slots + s, std::min<int64_t>(kTokenTile, bounds[e + 1] - s),
                          scratch);

@@ -1,4 +1,4 @@
-// y[t] += sum over the experts e of token t of w_te * (Delta_e @ x[t]), for one FFN matrix.
+// y[t] += shared @ x[t] + sum over the experts e of token t of w_te * (Delta_e @ x[t]), for one FFN matrix.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +11,7 @@
 
 namespace sardine {
 
+// routes.k is 0 where no experts act and the shared part alone is added.
 // x: n_tokens rows of m.n_cols floats, x_stride floats apart; y: rows of m.n_rows floats, y_stride apart.
 struct SparseDeltaArgs {
     const DeltaMatrix* delta;
@@ -25,19 +26,23 @@ struct SparseDeltaArgs {
 // Working memory of one thread, sized ahead so that the kernels never allocate.
 class SparseScratch {
  public:
-    // Makes room for `m` and batches of up to n_tokens tokens with k experts each.
+    // Makes room for `m` and batches of up to n_tokens tokens with k experts each (k = 0: shared part alone).
     void reserve(const DeltaMatrix& m, int64_t n_tokens, int64_t k);
 
     float* values() { return values_.data(); }
     float* tile() { return tile_.data(); }
     float* sums() { return sums_.data(); }
-    int32_t* slots() { return slots_.data(); }
+    struct Slot {
+        int32_t token;
+        float weight;
+    };
+    Slot* slots() { return slots_.data(); }
 
  private:
-    std::vector<float> values_;   // one row group's values
-    std::vector<float> tile_;     // [block width][kTokenTile] activations
-    std::vector<float> sums_;     // [rows of a group][kTokenTile]
-    std::vector<int32_t> slots_;  // token * k + j of the routes, grouped by expert
+    std::vector<float> values_;  // one row group's values
+    std::vector<float> tile_;    // [block width][kTokenTile] activations
+    std::vector<float> sums_;    // [rows of a group][kTokenTile]
+    std::vector<Slot> slots_;    // the tokens of each expert, one expert after the other
 };
 
 // Thread ith of nth does its share of the rows: shares are equal in positions and touch disjoint parts of y.

@@ -8,22 +8,22 @@
 namespace sardine {
 namespace {
 
-double value_at(const DeltaMatrix& m, int64_t expert, int64_t p) {
-    const uint8_t* v = m.val + expert * m.val_stride;
-    switch (m.type) {
+double value_at(const DeltaValues& values, int64_t p) {
+    const uint8_t* v = values.data;
+    switch (values.type) {
         case ValueType::f32: {
             float f;
             std::memcpy(&f, v + 4 * p, 4);
-            return m.scale[expert] * static_cast<double>(f);
+            return values.scale * static_cast<double>(f);
         }
         case ValueType::f16: {
             ggml_fp16_t f;
             std::memcpy(&f, v + 2 * p, 2);
-            return m.scale[expert] * static_cast<double>(ggml_fp16_to_fp32(f));
+            return values.scale * static_cast<double>(ggml_fp16_to_fp32(f));
         }
         case ValueType::q8_0: {
             const auto& block = reinterpret_cast<const Q8Block*>(v)[p / kQ8Block];
-            return m.scale[expert] * static_cast<double>(ggml_fp16_to_fp32(block.d)) * block.q[p % kQ8Block];
+            return values.scale * static_cast<double>(ggml_fp16_to_fp32(block.d)) * block.q[p % kQ8Block];
         }
     }
     return 0.0;
@@ -39,9 +39,9 @@ void sparse_delta_add_reference(const SparseDeltaArgs& a) {
             double sum = 0.0;
             for (int64_t b = 0; b < m.n_blocks; ++b)
                 for (int64_t p = m.block_rows(b)[r]; p < m.block_rows(b)[r + 1]; ++p) {
-                    double v = 0.0;
+                    double v = m.shared.data ? value_at(m.shared, p) : 0.0;
                     for (int64_t j = 0; j < a.routes.k; ++j)
-                        v += a.routes.weight(t, j) * value_at(m, a.routes.expert(t, j), p);
+                        v += a.routes.weight(t, j) * value_at(m.expert(a.routes.expert(t, j)), p);
                     sum += v * a.x[t * a.x_stride + b * m.block_columns + m.col[p]];
                 }
             a.y[t * a.y_stride + r] += static_cast<float>(sum);
