@@ -17,10 +17,10 @@ import pytest
 import read_sardine
 from gguf_mutate import Gguf, load
 from make_checkpoint import srde_checkpoint, tiny_base
-from sardine_gguf import FormatError, inspect_cli
+from sardine_gguf import FormatError, inspect_check, inspect_cli, inspect_plot
 from sardine_gguf.convert import convert, schema, write_base
 from sardine_gguf.convert.gguf_file import TensorSpec, pack_header, padded, spec
-from sardine_gguf.inspect_check import _F16_FIELDS, check_experts
+from sardine_gguf.inspect_check import _F16_FIELDS, check, check_experts
 from sardine_gguf.inspect_facts import gather
 from sardine_gguf.inspect_plot import BINS, expert_similarity, value_histogram
 from sardine_gguf.packed_file import PackedFile
@@ -472,3 +472,14 @@ def load_kv(path: Path) -> dict[str, Any]:
 
 def test_gather_is_a_function_too(folder: Path) -> None:
     assert gather(PackedFile(folder / "base.gguf")).kind == "base"
+
+
+def test_pieces_give_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and values are read some at a time: with any number of them the results are the same."""
+    file = PackedFile(folder / "model.gguf")
+    whole = check(file), expert_similarity(file), value_histogram(file)[1]
+    monkeypatch.setattr(inspect_check, "CHUNK", 1000)
+    monkeypatch.setattr(inspect_plot, "CHUNK_NUMBERS", 32 * 7)
+    assert check(file) == whole[0]
+    np.testing.assert_allclose(expert_similarity(file), whole[1], atol=1e-12)
+    np.testing.assert_array_equal(value_histogram(file)[1], whole[2])
