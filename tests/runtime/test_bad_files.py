@@ -117,7 +117,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "name_empty": (rename(b""), "tensor name"),
     "name_not_utf8": (rename(b"blk\xc3("), "tensor name"),
     "name_nul": (rename(b"a\0b"), "tensor name"),
-    "name_twice": (same_names, "blk.0.ffn"),
+    "name_twice": (same_names, "token_embd"),
     "dims_0": (last(n_dims=0, ne=[]), ""),
     "dims_5": (append_tensor(ne=[1, 1, 1, 1, 8]), "extra"),
     "dims_2e32": (last(n_dims=2**32 - 1), ""),
