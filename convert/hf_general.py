@@ -28,7 +28,7 @@ _TYPE_NAMES = {
 }
 
 
-def general_metadata(folder: Path, out_type: str, n_parameters: int) -> Metadata:
+def general_metadata(folder: Path, arch: str, out_type: str, n_parameters: int) -> Metadata:
     """What llama.cpp's converter writes, from the model card, the configs and the folder's name.
 
     Raises:
@@ -40,7 +40,7 @@ def general_metadata(folder: Path, out_type: str, n_parameters: int) -> Metadata
                 f"{folder / name}: expected at most {MAX_CARD_BYTES} bytes",
                 file=str(folder / name),
             )
-    out: Metadata = {"general.architecture": ("str", ARCH), "general.type": ("str", "model")}
+    out: Metadata = {"general.architecture": ("str", arch), "general.type": ("str", "model")}
     logs = [logging.getLogger(n) for n in ("metadata", "gguf.gguf_writer")]
     levels = [log.level for log in logs]
     for log in logs:

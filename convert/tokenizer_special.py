@@ -1,4 +1,4 @@
-"""Merges, special token ids and chat templates of a tokenizer, as GGUF metadata."""
+"""Merges and special token ids of a tokenizer, as GGUF metadata."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 from sardine_gguf.errors import FormatError
 
+from .chat_template import template_files
 from .files import MAX_JSON_BYTES, read_json_if_there, regular_size
 from .gguf_file import Metadata
 
@@ -27,8 +28,6 @@ _SPECIAL_KEYS = {
 _COMPANIONS = (
     "config.json",
     "tokenizer_config.json",
-    "chat_template.json",
-    "chat_template.jinja",
     "special_tokens_map.json",
     "generation_config.json",
 )
@@ -37,13 +36,11 @@ _COMPANIONS = (
 def special_metadata(
     folder: Path, tokenizer: dict[str, Any], tokens: list[str], vocab_size: int
 ) -> Metadata:
-    """Merges, special token ids, add_*_token and the chat template."""
-    for name in _COMPANIONS:
-        if (folder / name).exists() and regular_size(folder / name) > MAX_JSON_BYTES:
-            raise _bad(folder / name, name, "is too large")
-    more = folder / "additional_chat_templates"
-    for template in more.glob("*.jinja") if more.is_dir() else ():
-        regular_size(template)
+    """Merges, special token ids and add_*_token."""
+    # gguf opens these files without a look at what they are.
+    for file in [folder / name for name in _COMPANIONS] + template_files(folder):
+        if file.exists() and regular_size(file) > MAX_JSON_BYTES:
+            raise _bad(file, file.name, "is too large")
     merges = tokenizer["model"].get("merges") or []
     log = logging.getLogger("gguf.vocab")
     level = log.level
@@ -89,7 +86,6 @@ def special_metadata(
     for kind, value in special.add_special_token.items():
         if kind in ("bos", "eos", "sep"):
             out[f"tokenizer.ggml.add_{kind}_token"] = ("bool", value)
-    _add_template(folder, special.chat_template, out)
     return out
 
 
@@ -108,32 +104,6 @@ def _from_special_map(folder: Path, tokens: list[str], ids: dict[str, int]) -> N
         text = entry.get("content") if isinstance(entry, dict) else entry
         if kind not in ids and isinstance(text, str) and text in tokens:
             ids[kind] = tokens.index(text)
-
-
-def _add_template(folder: Path, template: Any, out: Metadata) -> None:
-    file = folder / "chat_template.jinja"
-    if template is None and file.exists():
-        try:
-            template = file.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise _bad(file, "chat_template", f"is not UTF-8: {error}") from None
-    named = (
-        [("default", template)]
-        if isinstance(template, str)
-        else [(t.get("name"), t.get("template")) for t in template or [] if isinstance(t, dict)]
-    )
-    extra = []
-    for name, text in named:
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise _bad(folder, "chat_template", "expected texts with names")
-        if name == "default":
-            out["tokenizer.chat_template"] = ("str", text)
-        else:
-            clean = "".join(c if c.isascii() and (c.isalnum() or c == "_") else "_" for c in name)
-            extra.append(clean)
-            out[f"tokenizer.chat_template.{clean}"] = ("str", text)
-    if extra:
-        out["tokenizer.chat_templates"] = ("arr[str]", extra)
 
 
 def _bad(path: Path, field: str, message: str) -> FormatError:
