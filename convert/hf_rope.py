@@ -133,6 +133,8 @@ def _yarn(
 
     if rope.get("attention_factor") is not None:
         wanted = _number(rope, "attention_factor", file)
+        # As llama.cpp's converter writes it; no reader of mistral3 uses it.
+        out[prefix + "yarn_attn_factor"] = ("f32", wanted)
     elif mscale and all_dim:
         wanted = magnitude(mscale) / magnitude(all_dim)
     else:

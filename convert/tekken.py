@@ -82,6 +82,8 @@ def tekken_metadata(path: Path, arch: str, vocab_size: int, warnings: list[str])
             "texts may be split into other tokens"
         )
     tokens = special + [_printable(w) for w in words]
+    if len(set(tokens)) != total:
+        raise _bad(path, "vocab", "a special token is also an ordinary one")
     ids = {text: i for i, text in enumerate(special)}
     for needed in ("<unk>", "<s>", "</s>"):
         if needed not in ids:
@@ -95,7 +97,8 @@ def tekken_metadata(path: Path, arch: str, vocab_size: int, warnings: list[str])
         "tokenizer.ggml.unknown_token_id": ("u32", ids["<unk>"]),
         "tokenizer.ggml.padding_token_id": ("u32", ids.get("<pad>", ids["</s>"])),
         "tokenizer.ggml.tokens": ("arr[str]", tokens),
-        "tokenizer.ggml.scores": ("arr[f32]", [0.0] * total),
+        # Integers, as llama.cpp's converter writes them and libllama takes them.
+        "tokenizer.ggml.scores": ("arr[i32]", [0] * total),
         "tokenizer.ggml.token_type": (
             "arr[i32]",
             [CONTROL] * n_special + [NORMAL] * len(words),

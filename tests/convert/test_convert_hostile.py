@@ -578,6 +578,9 @@ def test_configs(base, srde, tmp_path, capsys, name):
         edit = json.loads((folder / "tokenizer_config.json").read_text())
         edit.pop("bos_token")
         (folder / "tokenizer_config.json").write_text(json.dumps(edit))
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        tokenizer["post_processor"] = None
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **CONFIGS[name]}))
     refuse(folder, srde, tmp_path, capsys)
@@ -672,6 +675,14 @@ TOKENIZERS = {
     "no model": lambda d: d.pop("model"),
     "model is a list": lambda d: d.update(model=[]),
     "post processor": lambda d: d.update(post_processor=[1]),
+    "post number": lambda d: d.update(post_processor=5),
+    "processors": lambda d: d.update(post_processor={"processors": {"a": 1}}),
+    "processor number": lambda d: d.update(post_processor={"processors": [1]}),
+    "template single": lambda d: d["post_processor"].update(single=5),
+    "template pieces": lambda d: d["post_processor"].update(pair=[1, 2]),
+    "merge of lists": lambda d: d["model"].update(merges=[["a", ["b"]]]),
+    "merge of nothing": lambda d: d["model"].update(merges=["a "]),
+    "merges object": lambda d: d["model"].update(merges={"a": "b"}),
 }
 
 

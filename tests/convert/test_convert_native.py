@@ -345,6 +345,7 @@ TEKKENS = {
     "token twice": (_vocab(lambda v: v[280].update(token_bytes=v[281]["token_bytes"])), "twice"),
     "byte": (_vocab(lambda v: v[7].update(token_bytes="aGVs")), "single bytes"),
     "orphan": (_vocab(lambda v: v[280].update(token_bytes="////")), "two others"),
+    "a special one": (_vocab(lambda v: v[280].update(token_bytes="PHM+")), "special"),
     "entry list": (_vocab(lambda v: v.__setitem__(3, [])), "rank 3"),
     "specials list": (lambda d: d.update(special_tokens=[1]), "special_tokens"),
     "no specials": (lambda d: d.pop("special_tokens"), "special_tokens"),
@@ -352,7 +353,7 @@ TEKKENS = {
     "special text": (lambda d: d["special_tokens"][3].update(token_str=4), "rank 3"),
     "special surrogate": (lambda d: d["special_tokens"][3].update(token_str="\ud800"), "rank 3"),
     "special twice": (lambda d: d["special_tokens"][3].update(token_str="<s>"), "twice"),
-    "no <s>": (lambda d: d["special_tokens"][1].update(token_str="x"), "<s>"),
+    "no <s>": (lambda d: d["special_tokens"][1].update(token_str="[X]"), "<s>"),
 }
 
 
