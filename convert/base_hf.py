@@ -35,12 +35,13 @@ _COMPANIONS = (
 
 
 def is_native(folder: Path) -> bool:
-    """True for Mistral's own format: its files are there, and no tensors in Hugging Face's."""
+    """True for Mistral's own format: params.json is there, and nothing to read in the other one."""
 
     def stored(stem: str) -> bool:
         return any((folder / f"{stem}.safetensors{end}").exists() for end in ("", ".index.json"))
 
-    return (folder / "params.json").exists() and stored("consolidated") and not stored("model")
+    other = stored("model") or ((folder / "config.json").exists() and not stored("consolidated"))
+    return (folder / "params.json").exists() and not other
 
 
 def read_folder(folder: Path, out_type: str, n_threads: int) -> Base:

@@ -140,7 +140,7 @@ def open_folder(folder: Path, stem: str = "model") -> dict[str, StoredTensor]:
     if not index_path.exists():
         raise FormatError(
             f"{folder}: neither {single.name} nor {index_path.name}; "
-            "expected the folder of a Hugging Face model in safetensors format",
+            "expected the folder of a model in safetensors format",
             file=str(folder),
         )
     return open_index(index_path)

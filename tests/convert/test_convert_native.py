@@ -314,6 +314,7 @@ def test_files(native, srde, tmp_path, capsys):
             assert name in refuse(folder, srde, tmp_path, capsys)
             (folder / name).write_bytes(before)
     (folder / "consolidated.safetensors").unlink()
+    assert "neither consolidated.safetensors nor" in refuse(folder, srde, tmp_path, capsys)
     (folder / "consolidated.safetensors").symlink_to(native / "consolidated.safetensors")
     assert "outside" in refuse(folder, srde, tmp_path, capsys)
 
