@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 
@@ -40,8 +41,19 @@ def main(source: Path) -> None:
                 golden = digest(out)
             except (AssertionError, KeyError) as error:
                 golden = {"error": repr(error)}
-        text = json.dumps(golden, indent=1, ensure_ascii=True)
-        (HERE / f"{case.name}.json").write_text(text + "\n")
+        (HERE / f"{case.name}.json").write_text(lines(golden) + "\n")
+
+
+def lines(golden: dict[str, Any]) -> str:
+    """The golden as JSON, a line for each key and tensor."""
+    parts = []
+    for name, value in golden.items():
+        if isinstance(value, dict):
+            rows = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()]
+            parts.append(f" {json.dumps(name)}: {{\n" + ",\n".join(rows) + "\n }")
+        else:
+            parts.append(f" {json.dumps(name)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(parts) + "\n}"
 
 
 if __name__ == "__main__":
