@@ -1,4 +1,4 @@
-"""A base model from a Hugging Face folder."""
+"""A base model from a folder in Hugging Face's or in Mistral's own format."""
 
 from __future__ import annotations
 
@@ -8,62 +8,74 @@ from pathlib import Path
 
 import numpy as np
 
-from .arrays import F32Array, to_float32
+from .arrays import F32Array
 from .base import Base, check_packable
+from .chat_template import template_files
 from .hf_config import read_config
 from .hf_general import general_metadata
 from .hf_tensors import BaseTensorPart, text_tensors
+from .mistral_params import read_params
 from .mixture import tensor_type
 from .safetensors_file import open_folder
 from .schema import MIN_ALIGNMENT
 from .tokenizer import tokenizer_metadata
+
+_COMPANIONS = (
+    "config.json",
+    "params.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tekken.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "README.md",
+    "model.safetensors.index.json",
+    "consolidated.safetensors.index.json",
+)
+
+
+def is_native(folder: Path) -> bool:
+    """True for Mistral's own format: params.json is there, and nothing to read in the other one."""
+
+    def stored(stem: str) -> bool:
+        return any((folder / f"{stem}.safetensors{end}").exists() for end in ("", ".index.json"))
+
+    other = stored("model") or ((folder / "config.json").exists() and not stored("consolidated"))
+    return (folder / "params.json").exists() and not other
 
 
 def read_folder(folder: Path, out_type: str, n_threads: int) -> Base:
     """Reads a folder's configs and tensor headers.
 
     Args:
-        folder: holds config.json, safetensors files and usually a tokenizer.
+        folder: in Hugging Face's format (config.json and model*.safetensors) or, if it has no
+            tensors in that format, in Mistral's own (params.json and consolidated*.safetensors);
+            usually with a tokenizer.
         out_type: one of schema.OUT_TYPES.
 
     Raises:
-        FormatError: see read_config, open_folder, text_tensors, tokenizer_metadata.
+        FormatError: see read_config, read_params, open_folder, text_tensors, tokenizer_metadata.
         OSError: a file cannot be read.
     """
-    config = read_config(folder)
-    tensors, skipped = text_tensors(config, open_folder(folder), folder)
     warnings: list[str] = []
+    native = is_native(folder)
+    config = read_params(folder, warnings) if native else read_config(folder)
+    tensors, skipped = text_tensors(config, open_folder(folder, config.naming.stem), folder)
     n_parameters = sum(math.prod(t.stored.shape) for t in tensors)
-    metadata = general_metadata(folder, out_type, n_parameters)
+    metadata = general_metadata(folder, config.arch, out_type, n_parameters)
     metadata.update(config.metadata())
-    metadata.update(tokenizer_metadata(folder, config.vocab, warnings))
+    metadata.update(tokenizer_metadata(folder, config.arch, config.vocab, native, warnings))
     check_packable(metadata, folder)
     tied = all(t.name != "output.weight" for t in tensors)
     by_name = {t.name: t for t in tensors}
 
     def sample(layer: int, matrix: str, where: Sequence[int]) -> F32Array:
-        stored = by_name[f"blk.{layer}.ffn_{matrix}.weight"].stored
-        assert stored.dtype is not None
-        return to_float32(np.asarray(stored.raw().reshape(-1)[list(where)]), stored.dtype)
+        source = by_name[f"blk.{layer}.ffn_{matrix}.weight"].source
+        return source.at(np.asarray(where, np.int64))
 
     inputs = sorted({t.stored.file for t in tensors})
-    inputs += [
-        p
-        for p in (
-            folder / n
-            for n in (
-                "config.json",
-                "generation_config.json",
-                "tokenizer.json",
-                "tokenizer_config.json",
-                "special_tokens_map.json",
-                "chat_template.jinja",
-                "README.md",
-                "model.safetensors.index.json",
-            )
-        )
-        if p.exists()
-    ]
+    inputs += [folder / name for name in _COMPANIONS if (folder / name).exists()]
+    inputs += template_files(folder)
     return Base(
         metadata=metadata,
         parts=[

@@ -35,13 +35,14 @@ def _parser() -> argparse.ArgumentParser:
         "--base",
         required=True,
         metavar="DIR_OR_GGUF",
-        help="Hugging Face folder, or a GGUF file whose tensors are copied",
+        help="model folder (Hugging Face's or Mistral's format), or a GGUF file whose tensors are "
+        "copied; of a split one any part",
     )
     parser.add_argument(
         "--srde",
         required=True,
         metavar="FILE_OR_DIR",
-        help="checkpoint, or a folder with srde_weights.pt or weights.pt",
+        help="checkpoint (.pt or .safetensors), or the folder that it is in",
     )
     parser.add_argument("-o", "--outfile", required=True, metavar="OUT.gguf")
     parser.add_argument(

@@ -65,8 +65,9 @@ def convert(
     """Writes the base and the experts to one GGUF file, which appears complete or not at all.
 
     Args:
-        base: a Hugging Face folder, or a GGUF file, whose tensors are copied as they are.
-        srde: a checkpoint file (.pt), or a folder with srde_weights.pt or weights.pt.
+        base: a model folder in Hugging Face's or Mistral's format, or a GGUF file (of a split one
+            any part), whose tensors are copied as they are.
+        srde: a checkpoint file (.pt, .safetensors or its .index.json), or the folder it is in.
         outtype: f32, f16, bf16, q8_0 or q4_k_m (the default) for a folder; None for a GGUF base.
         delta_type: f32, f16 or q8_0; the default is q8_0, and f32 if outtype is f32.
         delta_mode: the mode that a runtime starts in, sparse or gain.
@@ -155,7 +156,7 @@ def write_base(
     force: bool = False,
     n_threads: int | None = None,
 ) -> None:
-    """Converts a Hugging Face folder alone, to an ordinary GGUF file without experts.
+    """Converts a model folder alone, to an ordinary GGUF file without experts.
 
     Raises: as convert().
     """
