@@ -48,5 +48,8 @@ def error_bounds(packed: PackedMatrix, expert: int, start: int, source: Float64)
     )
     bound = step[:, None] / 2 + np.abs(stored["q"].astype(np.float64)) * rounding[:, None]
     bound += largest[:, None] * 2.0**-20
+    # A step below F16's smallest number is stored as 0, and the block's values with it.
+    lost = (stored["d"] == 0) & (step <= _F16_HALF_STEP)
+    bound[lost] = largest[lost, None]
     out: Float64 = bound.reshape(-1)[:m] * scale
     return out
