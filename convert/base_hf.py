@@ -8,37 +8,42 @@ from pathlib import Path
 
 import numpy as np
 
+from . import schema
 from .arrays import F32Array, to_float32
 from .base import Base, check_packable
-from .hf_config import read_config
+from .gguf_file import Part
+from .hf_config import ARCH, HfConfig, read_config
 from .hf_general import general_metadata
-from .hf_tensors import BaseTensorPart, text_tensors
-from .mixture import tensor_type
-from .safetensors_file import open_folder
+from .hf_tensors import BaseTensor, BaseTensorPart, text_tensors
+from .mixture import ModelShape, Unquantized, assign_types, unused_options
+from .options import Quantization
+from .safetensors_file import StoredTensor, open_folder
 from .schema import MIN_ALIGNMENT
 from .tokenizer import tokenizer_metadata
 
 
-def read_folder(folder: Path, out_type: str, n_threads: int) -> Base:
+def read_folder(folder: Path, quant: Quantization, n_threads: int) -> Base:
     """Reads a folder's configs and tensor headers.
 
     Args:
         folder: holds config.json, safetensors files and usually a tokenizer.
-        out_type: one of schema.OUT_TYPES.
 
     Raises:
-        FormatError: see read_config, open_folder, text_tensors, tokenizer_metadata.
+        FormatError: see read_config, open_folder, text_tensors, tokenizer_metadata, assign_types.
+        OptionError: see assign_types.
         OSError: a file cannot be read.
     """
     config = read_config(folder)
     tensors, skipped = text_tensors(config, open_folder(folder), folder)
     warnings: list[str] = []
     n_parameters = sum(math.prod(t.stored.shape) for t in tensors)
-    metadata = general_metadata(folder, out_type, n_parameters)
+    metadata = general_metadata(folder, quant.out_type, n_parameters)
     metadata.update(config.metadata())
     metadata.update(tokenizer_metadata(folder, config.vocab, warnings))
+    if quant.imatrix is not None:
+        metadata.update(quant.imatrix.metadata())
     check_packable(metadata, folder)
-    tied = all(t.name != "output.weight" for t in tensors)
+    parts = _parts(quant, config, tensors, n_threads, warnings)
     by_name = {t.name: t for t in tensors}
 
     def sample(layer: int, matrix: str, where: Sequence[int]) -> F32Array:
@@ -47,6 +52,8 @@ def read_folder(folder: Path, out_type: str, n_threads: int) -> Base:
         return to_float32(np.asarray(stored.raw().reshape(-1)[list(where)]), stored.dtype)
 
     inputs = sorted({t.stored.file for t in tensors})
+    if quant.imatrix is not None:
+        inputs.append(Path(quant.imatrix.name))
     inputs += [
         p
         for p in (
@@ -66,18 +73,13 @@ def read_folder(folder: Path, out_type: str, n_threads: int) -> Base:
     ]
     return Base(
         metadata=metadata,
-        parts=[
-            BaseTensorPart(
-                t, tensor_type(out_type, t.name, t.ne, t.layer, config.layers, tied), n_threads
-            )
-            for t in tensors
-        ],
+        parts=parts,
         hidden=config.hidden,
         inner=config.inner,
         layers=config.layers,
         alignment=MIN_ALIGNMENT,
         inputs=inputs,
-        out_type=out_type,
+        out_type=quant.out_type,
         warnings=warnings,
         sample=sample,
         notes=[
@@ -85,3 +87,31 @@ def read_folder(folder: Path, out_type: str, n_threads: int) -> Base:
             for part, count in sorted(skipped.items())
         ],
     )
+
+
+def _parts(
+    quant: Quantization,
+    config: HfConfig,
+    tensors: list[BaseTensor],
+    n_threads: int,
+    warnings: list[str],
+) -> list[Part]:
+    shape = ModelShape(ARCH, config.layers, config.heads, config.heads_kv)
+    plain = [Unquantized(t.name, t.ne, _left_alone(t.stored)) for t in tensors]
+    types = assign_types(quant, shape, plain)
+    warnings += unused_options(quant, plain)
+    return [
+        BaseTensorPart(
+            tensor,
+            chosen,
+            n_threads,
+            quant.imatrix.importance(tensor.name, tensor.ne[0]) if quant.imatrix else None,
+        )
+        for tensor, chosen in zip(tensors, types, strict=True)
+    ]
+
+
+def _left_alone(stored: StoredTensor) -> schema.GgmlType:
+    """The type that holds a tensor's stored values, F64 apart."""
+    name = stored.dtype.name if stored.dtype is not None else ""
+    return schema.WEIGHT_TYPES[name if name in ("f16", "bf16") else "f32"]

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from sardine_gguf.errors import FormatError
 
 from . import native, schema
-from .arrays import F32Array, to_bf16, to_float32
+from .arrays import F32Array
 from .gguf_file import TensorSpec, as_bytes, spec
 from .hf_config import HfConfig
 from .safetensors_file import StoredTensor
 
-CHUNK_BYTES = 64 << 20  # of float32 at a time
+CHUNK_BYTES = 32 << 20  # of float32 at a time; also how long Ctrl-C waits
 
 _TEXT_PREFIXES = ("language_model.model.", "model.language_model.", "model.")
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight")
@@ -156,31 +156,17 @@ def _bad(folder: Path, field: str, message: str) -> FormatError:
     return FormatError(f"{folder}: {message}", file=str(folder), field=field)
 
 
-def head_permutation(n_rows: int, heads: int) -> NDArray[np.int64]:
-    """Row order that turns Hugging Face's rotary halves into ggml's adjacent pairs."""
-    rows = np.arange(n_rows, dtype=np.int64)
-    return rows.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
-
-
-def encode(values: F32Array, ggml_type: schema.GgmlType, n_threads: int) -> NDArray[Any]:
-    """Rows [n, cols] of finite float32 as the type's bytes; any C-contiguous array of them."""
-    if ggml_type is schema.F32:
-        return values
-    if ggml_type is schema.F16:
-        with np.errstate(over="ignore"):
-            return values.astype("<f2")
-    if ggml_type is schema.BF16:
-        return to_bf16(values)
-    return native.quantize(values, ggml_type.name, n_threads)
-
-
 @dataclass(frozen=True)
 class BaseTensorPart:
-    """Converts one tensor while it is written; holds CHUNK_BYTES of float32 at most."""
+    """Converts one tensor while it is written, CHUNK_BYTES of float32 at a time.
+
+    importance: float32 [n_cols] that weighs the rounding errors of a row, or None.
+    """
 
     tensor: BaseTensor
     ggml_type: schema.GgmlType
     n_threads: int
+    importance: F32Array | None = None
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -191,25 +177,33 @@ class BaseTensorPart:
         """Yields the tensor in chunks of rows.
 
         Raises:
-            FormatError: a weight is not finite, or too large for F16.
+            FormatError: a weight is not finite, or too large for the type.
         """
-        stored = self.tensor.stored
+        stored, heads = self.tensor.stored, self.tensor.heads
         assert stored.dtype is not None
-        raw = stored.raw()
-        if raw.ndim == 1:
-            raw = raw.reshape(1, -1)
-        order = head_permutation(raw.shape[0], self.tensor.heads) if self.tensor.heads else None
-        step = max(1, CHUNK_BYTES // (4 * raw.shape[1]))
-        limit = 65504.0 if self.ggml_type is schema.F16 else 3.4028234663852886e38
-        for i in range(0, raw.shape[0], step):
-            rows = raw[i : i + step] if order is None else raw[order[i : i + step]]
-            values = np.ascontiguousarray(to_float32(rows, stored.dtype))
-            # The negation also catches NaN, which compares false.
-            if not (float(values.max()) <= limit and float(values.min()) >= -limit):
-                raise FormatError(
-                    f"{stored.file}: tensor {stored.name!r} holds NaN, infinity or a value beyond "
-                    f"{limit:g}, the limit of {self.ggml_type.name}",
-                    file=str(stored.file),
-                    field=stored.name,
-                )
-            yield self.tensor.name, as_bytes(encode(values, self.ggml_type, self.n_threads))
+        head_rows = stored.shape[0] // heads if heads else 0
+        unit = max(1, head_rows)  # whole heads, because their rows change places
+        step = max(1, CHUNK_BYTES // (4 * stored.shape[-1] * unit)) * unit
+        for rows in stored.rows(step):
+            yield self.tensor.name, as_bytes(self._encode(rows, stored.dtype.name, head_rows))
+
+    def _encode(self, rows: NDArray[Any], kind: str, head_rows: int) -> NDArray[np.uint8]:
+        """Rows [n, n_cols] stored as kind in the file's type."""
+        encoded = native.encode_rows(
+            rows,
+            kind,
+            self.ggml_type.name,
+            n_cols=rows.shape[1],
+            head_rows=head_rows,
+            importance=self.importance,
+            n_threads=self.n_threads,
+        )
+        if encoded is None:
+            stored, limit = self.tensor.stored, native.largest_value(self.ggml_type.name)
+            raise FormatError(
+                f"{stored.file}: tensor {stored.name!r} holds NaN, infinity or a value beyond "
+                f"{limit:g}, the limit of {self.ggml_type.name}",
+                file=str(stored.file),
+                field=stored.name,
+            )
+        return encoded

@@ -3,10 +3,19 @@
 GgufFile(path): strict reader of a GGUF header; .kv {key: (type, value)}, .tensors with name, type,
 shape, offset and nbytes, .alignment, .data_offset. Raises FormatError, OSError.
 quantize(rows float32 [n, cols], type name, threads): uint8 [n, row bytes].
+encode_rows(buffer, stored type name, type name, *, n_cols, head_rows, importance, n_threads): the
+same from rows as they are stored; None where a value is not finite or beyond largest_value(type).
+requires_importance(type name): True for types that need an importance matrix.
 """
 
 from __future__ import annotations
 
-from sardine_gguf._native import GgufFile, quantize
+from sardine_gguf._native import (
+    GgufFile,
+    encode_rows,
+    largest_value,
+    quantize,
+    requires_importance,
+)
 
-__all__ = ["GgufFile", "quantize"]
+__all__ = ["GgufFile", "encode_rows", "largest_value", "quantize", "requires_importance"]
