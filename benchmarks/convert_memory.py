@@ -10,7 +10,6 @@ count) and its seconds. The peak must stay under 3 GiB and must not grow with th
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,14 +21,24 @@ from synthetic import WIDTHS_14B, base_folder, checkpoint
 SMALL = {**WIDTHS_14B, "hidden": 1024, "inner": 4096, "heads": 8, "heads_kv": 2, "vocab": 32768}
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Peak resident GiB and seconds of a command."""
+# Not getrusage: a child's maximum there begins with the pages of the process that forked it.
+_CHILD = """
+import sys
+from pathlib import Path
+from sardine_gguf.convert.cli import main
+code = main(sys.argv[1:])
+lines = Path("/proc/self/status").read_text().splitlines()
+print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+sys.exit(code)
+"""
+
+
+def measure(arguments: list[str]) -> tuple[float, float]:
+    """Peak resident GiB, mapped pages included, and seconds of a conversion."""
     started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status) != 0:
-        sys.exit(f"{command}: exit code {os.waitstatus_to_exitcode(status)}")
-    return usage.ru_maxrss / 2**20, time.monotonic() - started
+    command = [sys.executable, "-c", _CHILD, *arguments]
+    found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return int(found.stdout.split()[-1]) / 2**20, time.monotonic() - started
 
 
 def main() -> None:
@@ -55,8 +64,8 @@ def main() -> None:
             )
             out = folder / "out.gguf"
             peak, seconds = measure(
-                [sys.executable, "-m", "sardine_gguf.convert", "--base", str(base), "--srde",
-                 str(srde), "-o", str(out), "--outtype", args.outtype, *more]
+                ["--base", str(base), "--srde", str(srde), "-o", str(out),
+                 "--outtype", args.outtype, *more]
             )  # fmt: skip
             size = out.stat().st_size / 1e9
             print(
