@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from make_checkpoint import srde_layers, torch_positions, torch_values
 from sardine_gguf import errors
 from sardine_gguf.convert import arrays, native, values
 from sardine_gguf.convert.checkpoint import read_checkpoint
-from sardine_gguf.convert.positions import read_positions
+from sardine_gguf.convert.positions import largest, read_positions
 from sardine_gguf.convert.srde_layer import check_shapes
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -136,6 +138,19 @@ def test_stored_floats(tmp_path, dtype):
     np.testing.assert_array_equal(
         arrays.to_float64(raw, arrays.DTYPES[name]), tensor.double().numpy()
     )
+
+
+@given(
+    st.lists(st.sampled_from([-np.inf, -1.0, -0.0, 0.0, 0.5, 1.0, np.inf]), max_size=60),
+    st.integers(1, 20),
+    st.floats(0, 1),
+)
+def test_largest_in_chunks(logits, step, share):
+    """Against a stable sort of everything."""
+    x = np.array(logits, np.float32)
+    n = round(share * x.size)
+    found = largest([x[i : i + step] for i in range(0, x.size, step)], n)
+    np.testing.assert_array_equal(found, np.argsort(-x, kind="stable")[:n])
 
 
 def test_16_bit_rounding_is_that_of_torch_and_numpy():
