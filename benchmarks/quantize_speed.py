@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import llama_cpp
 from synthetic import base_folder, tensors
 
 WIDTHS = {
@@ -30,10 +31,12 @@ WIDTHS = {
 }
 
 
+_silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+
+
 def llama_quantize(source: Path, target: Path, ftype: int, threads: int) -> float:
     """Seconds of llama_model_quantize."""
-    import llama_cpp
-
+    llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = ftype, threads
     started = time.monotonic()
