@@ -89,10 +89,3 @@ def to_float64(raw: NDArray[Any], dtype: DType) -> NDArray[np.float64]:
     if dtype.name == "bf16":
         return to_float32(raw, dtype).astype(np.float64)
     return raw.astype(np.float64)
-
-
-def to_bf16(values: F32Array) -> NDArray[np.uint16]:
-    """Rounds finite values to the nearest bf16, ties to even."""
-    bits = values.view(np.uint32)
-    rounded = bits + (np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1)))
-    return (rounded >> 16).astype(np.uint16)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import gguf
 from sardine_gguf.errors import FormatError
@@ -28,6 +29,7 @@ from .gguf_file import (
     padded,
     stream,
 )
+from .options import OptionError, Quantization, QuantOptions, quantization
 from .order import file_order
 from .report import ConversionReport
 from .srde_layer import check_shapes
@@ -35,12 +37,9 @@ from .values import check_finite
 from .verify import verify_file
 
 PathLike = str | os.PathLike[str]
-# Called with (bytes written, bytes in all, tensor name) while the file is written.
-Progress = Callable[[int, int, str], None]
-
-
-class OptionError(ValueError):
-    """An option that does not fit the others or the inputs."""
+# Called with (phase, bytes done, bytes in all, what): first for each layer whose positions are read
+# (phase "reading"), then for each piece of a tensor that is written (phase "writing").
+Progress = Callable[[str, int, int, str], None]
 
 
 def convert(
@@ -61,6 +60,7 @@ def convert(
     dry_run: bool = False,
     n_threads: int | None = None,
     progress: Progress | None = None,
+    **quant: Unpack[QuantOptions],
 ) -> ConversionReport:
     """Writes the base and the experts to one GGUF file, which appears complete or not at all.
 
@@ -68,7 +68,7 @@ def convert(
         base: a model folder in Hugging Face's or Mistral's format, or a GGUF file (of a split one
             any part), whose tensors are copied as they are.
         srde: a checkpoint file (.pt, .safetensors or its .index.json), or the folder it is in.
-        outtype: f32, f16, bf16, q8_0 or q4_k_m (the default) for a folder; None for a GGUF base.
+        outtype: one of schema.OUT_TYPES (default q4_k_m) for a folder; None for a GGUF base.
         delta_type: f32, f16 or q8_0; the default is q8_0, and f32 if outtype is f32.
         delta_mode: the mode that a runtime starts in, sparse or gain.
         expert_names: one unique name for each expert.
@@ -81,6 +81,8 @@ def convert(
         force: replace an existing output.
         dry_run: read headers and positions only, write nothing.
         n_threads: for quantizing; the default is one for each CPU.
+        imatrix, tensor_types, pure, token_embedding_type, output_tensor_type, leave_output_tensor:
+            see options.quantization(); for a folder only.
 
     Raises:
         FormatError: an input is not what it must be, or the output may not be written there.
@@ -90,14 +92,16 @@ def convert(
     """
     base_path, srde_path, out_path = Path(base), Path(srde), Path(outfile)
     threads = _threads(n_threads)
-    if adapter and outtype is not None:
-        raise OptionError(f"outtype {outtype}: an adapter file holds no base; leave the option out")
+    if adapter:
+        _refuse_base_options(outtype, quant)
     if verify and dry_run:
         raise OptionError("verify: a dry run writes nothing to verify; leave one of them out")
-    out_type, deltas = _types(base_path, outtype, delta_type)
+    how = _quantization(base_path, outtype, quant)
+    deltas = _delta_type(delta_type, how)
     if delta_mode not in schema.DELTA_MODES:
         raise OptionError(f"delta mode {delta_mode!r}: expected {' or '.join(schema.DELTA_MODES)}")
-    method = _compensation(compensation, None if adapter else out_type)
+    out_type = how.out_type if how is not None and not adapter else None
+    method = _compensation(compensation, out_type)
     if shared_type not in schema.DELTA_TYPES:
         raise OptionError(f"shared type {shared_type!r}: expected {', '.join(schema.DELTA_TYPES)}")
     if type(block_columns) is not int or not 1 <= block_columns <= schema.MAX_BLOCK_COLUMNS:
@@ -107,7 +111,7 @@ def convert(
     check_destination(
         out_path, [p for p in (base_path, find_file(srde_path)[0]) if p.is_file()], force
     )
-    model = read_folder(base_path, out_type, threads) if out_type else read_gguf(base_path)
+    model = _read_base(base_path, how, threads)
     checkpoint = read_checkpoint(srde_path, model.layers)
     check_destination(out_path, [*model.inputs, *checkpoint.inputs], force)
 
@@ -120,12 +124,25 @@ def convert(
     names = _names(expert_names, checkpoint.n_experts)
     compare_configs(checkpoint, model, warnings)
     compare_base_ffn(checkpoint, model, warnings)
-    parts = [
-        delta_part(
-            layer, model.hidden, model.inner, block_columns, deltas, threads, method, shared_type
+    parts = []
+    total = sum(8 * layer.n for layer in checkpoint.layers)
+    done = 0
+    for layer in checkpoint.layers:
+        if progress is not None:
+            progress("reading", done, total, f"positions of layer {layer.index}")
+        parts.append(
+            delta_part(
+                layer,
+                model.hidden,
+                model.inner,
+                block_columns,
+                deltas,
+                threads,
+                method,
+                shared_type,
+            )
         )
-        for layer in checkpoint.layers
-    ]
+        done += 8 * layer.n
     if adapter:
         model = _without_tensors(model, base_path)
     own = _metadata(checkpoint, top_k, names, delta_mode, block_columns, method)
@@ -151,18 +168,33 @@ def convert(
 def write_base(
     base: PathLike,
     outfile: PathLike,
-    outtype: str = "f16",
+    outtype: str | None = None,
     *,
     force: bool = False,
+    dry_run: bool = False,
     n_threads: int | None = None,
-) -> None:
-    """Converts a model folder alone, to an ordinary GGUF file without experts.
+    progress: Progress | None = None,
+    **quant: Unpack[QuantOptions],
+) -> ConversionReport:
+    """Converts a base alone, to an ordinary GGUF file without experts. Arguments as convert().
 
     Raises: as convert().
     """
-    model = read_folder(Path(base), outtype, _threads(n_threads))
-    check_destination(Path(outfile), model.inputs, force)
-    write_file(Path(outfile), model.metadata, model.parts, model.alignment, force, None)
+    base_path, out_path = Path(base), Path(outfile)
+    threads = _threads(n_threads)
+    how = _quantization(base_path, outtype, quant)
+    check_destination(out_path, [base_path] if base_path.is_file() else [], force)
+    model = _read_base(base_path, how, threads)
+    check_destination(out_path, model.inputs, force)
+    report = _report(out_path, model, [], model.metadata, [], 0, "", "", dry_run)
+    report.warnings, report.notes = list(model.warnings), list(model.notes)
+    if not dry_run:
+        write_file(out_path, model.metadata, model.parts, model.alignment, force, progress)
+    return report
+
+
+def _read_base(path: Path, how: Quantization | None, n_threads: int) -> Base:
+    return read_folder(path, how, n_threads) if how else read_gguf(path)
 
 
 def write_file(
@@ -190,7 +222,7 @@ def write_file(
             file.write(piece)
             done += len(piece)
             if progress is not None:
-                progress(done, total, name)
+                progress("writing", done, total, name)
 
         def verify(temp: Path) -> None:
             _verify(temp, metadata, specs, alignment, len(header), total)
@@ -227,21 +259,35 @@ def _threads(n_threads: int | None) -> int:
     return n_threads
 
 
-def _types(base: Path, outtype: str | None, delta_type: str | None) -> tuple[str | None, str]:
+def _quantization(base: Path, outtype: str | None, options: QuantOptions) -> Quantization | None:
+    """How a folder is quantized; None for a GGUF base."""
     base.stat()
-    is_folder = base.is_dir()
-    if outtype is not None and not is_folder:
-        raise OptionError(
-            f"outtype {outtype}: the base {base} is a GGUF file, whose tensors are "
-            "copied as they are; leave the option out, or give a model folder"
-        )
-    out = (outtype or "q4_k_m").lower() if is_folder else None
-    if out is not None and out not in schema.OUT_TYPES:
-        raise OptionError(f"outtype {outtype!r}: expected {', '.join(schema.OUT_TYPES)}")
-    deltas = (delta_type or ("f32" if out == "f32" else "q8_0")).lower()
+    if base.is_dir():
+        return quantization((outtype or "q4_k_m").lower(), **options)
+    given = {"outtype": outtype, **options}
+    for name, value in given.items():
+        if value:
+            raise OptionError(
+                f"{name.replace('_', ' ')} {value}: the base {base} is a GGUF file, whose tensors "
+                "are copied as they are; leave the option out, or give a model folder"
+            )
+    return None
+
+
+def _refuse_base_options(outtype: str | None, quant: QuantOptions) -> None:
+    for name, value in {"outtype": outtype, **quant}.items():
+        if value:
+            raise OptionError(
+                f"{name.replace('_', ' ')} {value}: an adapter file holds no base; leave the option out"
+            )
+
+
+def _delta_type(delta_type: str | None, how: Quantization | None) -> str:
+    is_f32 = how is not None and how.out_type == "f32"
+    deltas = (delta_type or ("f32" if is_f32 else "q8_0")).lower()
     if deltas not in schema.DELTA_TYPES:
         raise OptionError(f"delta type {delta_type!r}: expected {', '.join(schema.DELTA_TYPES)}")
-    return out, deltas
+    return deltas
 
 
 def _compensation(method: str | None, out_type: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,20 +164,28 @@ class WeightSource:
             return ((-(-n_rows // self.block[0]), -(-n_cols // self.block[1])),)
         return ((), (1,), (1, 1), (n_rows,), (n_rows, 1))
 
-    def rows(self, which: slice | NDArray[np.int64]) -> F32Array:
-        """Some rows [n, cols] as float32; a vector counts as one row."""
-        raw = self.stored.raw()
-        raw = raw.reshape(1, -1) if raw.ndim == 1 else raw
+    def chunks(self, step: int) -> Iterator[tuple[NDArray[Any], str]]:
+        """All rows [n, cols], step at a time, with the name of their type: as stored, or f32 of fp8.
+
+        A vector counts as one row. A chunk is valid until the next one.
+        """
         assert self.stored.dtype is not None
-        values = np.ascontiguousarray(to_float32(raw[which], self.stored.dtype))
-        if self.scale is None:
-            return values
-        scale = self._scales()
+        scale, first = self._scales() if self.scale is not None else None, 0
+        for rows in self.stored.rows(step):
+            if scale is None:
+                yield rows, self.stored.dtype.name
+            else:
+                yield self._scaled(to_float32(rows, self.stored.dtype), scale, first), "f32"
+            first += len(rows)
+
+    def _scaled(self, values: F32Array, scale: F32Array, first: int) -> F32Array:
+        """Rows from number `first` on, times their scales; in place."""
+        numbers = np.arange(first, first + len(values))
         if self.block is None:
-            values *= scale if scale.shape[0] == 1 else scale[which]
+            values *= scale if scale.shape[0] == 1 else scale[numbers]
             return values
         # Blocks run down the rows and along the columns; the last ones may be cut off.
-        numbers = np.arange(raw.shape[0])[which] // self.block[0]
+        numbers //= self.block[0]
         for i in range(scale.shape[1]):
             part = slice(i * self.block[1], (i + 1) * self.block[1])
             values[:, part] *= scale[numbers, i : i + 1]

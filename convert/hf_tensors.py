@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from sardine_gguf.errors import FormatError
 
 from . import native, schema
-from .arrays import F32Array, to_bf16
+from .arrays import DTYPES, F32Array, to_float32
 from .compensation import MatrixRepair
 from .gguf_file import TensorSpec, as_bytes, spec
 from .hf_config import HfConfig
 from .hf_quant import WeightSource, take_scales
 from .safetensors_file import StoredTensor
 
-CHUNK_BYTES = 64 << 20  # of float32 at a time
+CHUNK_BYTES = 32 << 20  # of float32 at a time; also how long Ctrl-C waits
 
 
 def _layer_shapes(c: HfConfig) -> dict[str, tuple[int, ...]]:
@@ -162,31 +162,17 @@ def _bad(folder: Path, field: str, message: str) -> FormatError:
     return FormatError(f"{folder}: {message}", file=str(folder), field=field)
 
 
-def head_permutation(n_rows: int, heads: int) -> NDArray[np.int64]:
-    """Row order that turns Hugging Face's rotary halves into ggml's adjacent pairs."""
-    rows = np.arange(n_rows, dtype=np.int64)
-    return rows.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
-
-
-def encode(values: F32Array, ggml_type: schema.GgmlType, n_threads: int) -> NDArray[Any]:
-    """Rows [n, cols] of finite float32 as the type's bytes; any C-contiguous array of them."""
-    if ggml_type is schema.F32:
-        return values
-    if ggml_type is schema.F16:
-        with np.errstate(over="ignore"):
-            return values.astype("<f2")
-    if ggml_type is schema.BF16:
-        return to_bf16(values)
-    return native.quantize(values, ggml_type.name, n_threads)
-
-
 @dataclass(frozen=True)
 class BaseTensorPart:
-    """Converts one tensor while it is written; holds CHUNK_BYTES of float32 at most."""
+    """Converts one tensor while it is written, CHUNK_BYTES of float32 at a time.
+
+    importance: float32 [n_cols] that weighs the rounding errors of a row, or None.
+    """
 
     tensor: BaseTensor
     ggml_type: schema.GgmlType
     n_threads: int
+    importance: F32Array | None = None
     repair: MatrixRepair | None = None
 
     @property
@@ -198,27 +184,51 @@ class BaseTensorPart:
         """Yields the tensor in chunks of rows.
 
         Raises:
-            FormatError: a weight is not finite, or too large for F16.
+            FormatError: a weight is not finite, or too large for the type.
         """
-        source, stored = self.tensor.source, self.tensor.stored
-        n_rows = stored.shape[0] if len(stored.shape) == 2 else 1
-        order = head_permutation(n_rows, self.tensor.heads) if self.tensor.heads else None
-        step = max(1, CHUNK_BYTES // (4 * stored.shape[-1]))
-        limit = 65504.0 if self.ggml_type is schema.F16 else 3.4028234663852886e38
-        for i in range(0, n_rows, step):
-            part = slice(i, i + step)
-            values = source.rows(part if order is None else order[part])
-            # The negation also catches NaN, which compares false.
-            if not (float(values.max()) <= limit and float(values.min()) >= -limit):
-                raise FormatError(
-                    f"{stored.file}: tensor {stored.name!r} holds NaN, infinity or a value beyond "
-                    f"{limit:g}, the limit of {self.ggml_type.name}",
-                    file=str(stored.file),
-                    field=stored.name,
-                )
-            if self.repair is not None:
-                values = self.repair.before(i, values)
-            data = encode(values, self.ggml_type, self.n_threads)
-            if self.repair is not None:
-                self.repair.after(data, self.ggml_type, values.shape[1], self.n_threads)
+        source, heads = self.tensor.source, self.tensor.heads
+        n_cols = source.stored.shape[-1]
+        head_rows = source.stored.shape[0] // heads if heads else 0
+        unit = max(1, head_rows)  # whole heads, because their rows change places
+        step = max(1, CHUNK_BYTES // (4 * n_cols * unit)) * unit
+        first = 0
+        for rows, kind in source.chunks(step):
+            if self.repair is None:
+                data = self._encode(rows, kind, head_rows)
+            else:
+                values = self.repair.before(first, self._checked(to_float32(rows, DTYPES[kind])))
+                data = self._encode(values, "f32", head_rows)
+                self.repair.after(data, self.ggml_type, n_cols, self.n_threads)
+            first += len(rows)
             yield self.tensor.name, as_bytes(data)
+
+    def _encode(self, rows: NDArray[Any], kind: str, head_rows: int) -> NDArray[np.uint8]:
+        """Rows [n, n_cols] stored as kind in the file's type."""
+        encoded = native.encode_rows(
+            rows,
+            kind,
+            self.ggml_type.name,
+            n_cols=rows.shape[1],
+            head_rows=head_rows,
+            importance=self.importance,
+            n_threads=self.n_threads,
+        )
+        if encoded is None:
+            raise self._too_large()
+        return encoded
+
+    def _checked(self, values: F32Array) -> F32Array:
+        """The values, all of which the type can hold: a repair would take those that it cannot away."""
+        # The negation also catches NaN, which compares false.
+        if not float(np.abs(values).max(initial=0)) <= native.largest_value(self.ggml_type.name):
+            raise self._too_large()
+        return values
+
+    def _too_large(self) -> FormatError:
+        stored, limit = self.tensor.stored, native.largest_value(self.ggml_type.name)
+        return FormatError(
+            f"{stored.file}: tensor {stored.name!r} holds NaN, infinity or a value beyond "
+            f"{limit:g}, the limit of {self.ggml_type.name}",
+            file=str(stored.file),
+            field=stored.name,
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from sardine_gguf.errors import FormatError
 
 from .arrays import DTYPES, DType
 from .files import parse_json, read_json, regular_size
+from .gguf_file import as_bytes
 
 MAX_HEADER_BYTES = 100_000_000
 
@@ -65,6 +68,35 @@ class StoredTensor:
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype.numpy)
         return np.memmap(self.file, self.dtype.numpy, "r", self.offset, self.shape)
+
+    def rows(self, step: int) -> Iterator[NDArray[Any]]:
+        """The stored elements of a tensor that raw() can read, step rows [n, cols] at a time.
+
+        They are read and not mapped, so that what was used does not stay resident. A chunk is
+        valid until the next one.
+
+        Raises:
+            OSError: the file cannot be read, or is shorter than its header said.
+        """
+        assert self.dtype is not None
+        n_rows, n_cols = (1, *self.shape) if len(self.shape) == 1 else self.shape
+        buffer = np.empty((min(step, n_rows), n_cols), self.dtype.numpy)
+        with self.file.open("rb", buffering=0) as file:
+            at = self.offset
+            for first in range(0, n_rows, step):
+                chunk = buffer[: n_rows - first]
+                view = as_bytes(chunk)
+                # The next chunk comes from the disk while this one is converted.
+                os.posix_fadvise(file.fileno(), at, 2 * len(view), os.POSIX_FADV_WILLNEED)
+                while len(view):
+                    got = os.preadv(file.fileno(), [view], at)
+                    if got == 0:
+                        raise OSError(
+                            f"{self.file}: ends at byte {at} within {self.name!r}; "
+                            "was it changed during the conversion?"
+                        )
+                    view, at = view[got:], at + got
+                yield chunk
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

@@ -101,6 +101,18 @@ def quantize(data: NDArray[np.float32], type: str, n_threads: int = 0) -> NDArra
 def dequantize(
     data: NDArray[np.uint8], type: str, n_cols: int, n_threads: int = 0
 ) -> NDArray[np.float32]: ...
+def encode_rows(
+    data: NDArray[Any] | bytes | memoryview,
+    stored: str,
+    type: str,
+    *,
+    n_cols: int,
+    head_rows: int = 0,
+    importance: NDArray[np.float32] | None = None,
+    n_threads: int = 0,
+) -> NDArray[np.uint8] | None: ...
+def largest_value(type: str) -> float: ...
+def requires_importance(type: str) -> bool: ...
 def default_threads() -> int: ...
 def sparse_delta(
     path: str,

@@ -153,11 +153,8 @@ def test_rows_and_elements_are_those_of_the_whole(tmp_path_factory, data):
     header = read_header(file)
     source = WeightSource(header["w"], header["s"], block if isinstance(block, tuple) else None)
     source.check()
-    order = data.draw(st.permutations(range(n)))
-    which = np.array(order[: data.draw(st.integers(1, n))])
-    np.testing.assert_array_equal(source.rows(which), full.numpy()[which])
-    start = data.draw(st.integers(0, n - 1))
-    np.testing.assert_array_equal(source.rows(slice(start, start + 3)), full.numpy()[start:][:3])
+    chunks = [rows.copy() for rows, kind in source.chunks(data.draw(st.integers(1, n + 3)))]
+    np.testing.assert_array_equal(np.concatenate(chunks), full.numpy())
     flat = np.array(data.draw(st.lists(st.integers(0, n * m - 1), min_size=1, max_size=9)))
     np.testing.assert_array_equal(source.at(flat), full.numpy().reshape(-1)[flat])
 
@@ -238,7 +235,7 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert total == rows * cols * 2
-    assert peak < 8 << 20
+    assert peak < 12 << 20  # the matrix is 64 MiB in float32, one head of it 2 MiB
 
 
 def test_types_of_the_output(blocks, tmp_path):
