@@ -17,7 +17,9 @@ from .gguf_file import TensorSpec, as_bytes, spec
 from .hf_config import HfConfig
 from .safetensors_file import StoredTensor
 
-CHUNK_BYTES = 32 << 20  # of float32 at a time; also how long Ctrl-C waits
+# Of float32 at a time for each thread, 16 of them at most: the rows stay in the cache on their way
+# from the file to the quantizer and to the output, and Ctrl-C waits for no longer than a chunk.
+CHUNK_BYTES = 8 << 20
 
 _TEXT_PREFIXES = ("language_model.model.", "model.language_model.", "model.")
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight")
@@ -158,7 +160,7 @@ def _bad(folder: Path, field: str, message: str) -> FormatError:
 
 @dataclass(frozen=True)
 class BaseTensorPart:
-    """Converts one tensor while it is written, CHUNK_BYTES of float32 at a time.
+    """Converts one tensor while it is written, a chunk of rows at a time.
 
     importance: float32 [n_cols] that weighs the rounding errors of a row, or None.
     """
@@ -183,7 +185,8 @@ class BaseTensorPart:
         assert stored.dtype is not None
         head_rows = stored.shape[0] // heads if heads else 0
         unit = max(1, head_rows)  # whole heads, because their rows change places
-        step = max(1, CHUNK_BYTES // (4 * stored.shape[-1] * unit)) * unit
+        chunk = CHUNK_BYTES * min(self.n_threads, 16)
+        step = max(1, chunk // (4 * stored.shape[-1] * unit)) * unit
         for rows in stored.rows(step):
             yield self.tensor.name, as_bytes(self._encode(rows, stored.dtype.name, head_rows))
 
