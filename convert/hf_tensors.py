@@ -19,7 +19,9 @@ from .hf_config import HfConfig
 from .hf_quant import WeightSource, take_scales
 from .safetensors_file import StoredTensor
 
-CHUNK_BYTES = 32 << 20  # of float32 at a time; also how long Ctrl-C waits
+# Of float32 at a time for each thread, 16 of them at most: the rows stay in the cache on their way
+# from the file to the quantizer and to the output, and Ctrl-C waits for no longer than a chunk.
+CHUNK_BYTES = 8 << 20
 
 
 def _layer_shapes(c: HfConfig) -> dict[str, tuple[int, ...]]:
@@ -164,7 +166,7 @@ def _bad(folder: Path, field: str, message: str) -> FormatError:
 
 @dataclass(frozen=True)
 class BaseTensorPart:
-    """Converts one tensor while it is written, CHUNK_BYTES of float32 at a time.
+    """Converts one tensor while it is written, a chunk of rows at a time.
 
     importance: float32 [n_cols] that weighs the rounding errors of a row, or None.
     """
@@ -190,7 +192,8 @@ class BaseTensorPart:
         n_cols = source.stored.shape[-1]
         head_rows = source.stored.shape[0] // heads if heads else 0
         unit = max(1, head_rows)  # whole heads, because their rows change places
-        step = max(1, CHUNK_BYTES // (4 * n_cols * unit)) * unit
+        chunk = CHUNK_BYTES * min(self.n_threads, 16)
+        step = max(1, chunk // (4 * n_cols * unit)) * unit
         first = 0
         for rows, kind in source.chunks(step):
             if self.repair is None:
