@@ -74,7 +74,7 @@ def convert(
         expert_names: one unique name for each expert.
         block_columns: width of a column block, 1 to 65536.
         compensation: none, residual or extracted (compensation.py), for a quantized folder; the
-            default is extracted there and none elsewhere.
+            default is residual there and none elsewhere.
         shared_type: of the values that extracted keeps beside the experts': f32, f16 or q8_0.
         adapter: write the experts alone, for any file of the same base; outtype is None then.
         verify: read the written file back before it takes its place, and compare it with the inputs.

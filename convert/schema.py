@@ -26,7 +26,7 @@ KEY_BASE_NORMS: Final = "sardine.base.norm_crc32"
 
 DELTA_MODES: Final = ("sparse", "gain")
 COMPENSATIONS: Final = ("none", "residual", "extracted")
-DEFAULT_COMPENSATION: Final = "extracted"
+DEFAULT_COMPENSATION: Final = "residual"
 SHARED_TYPE: Final = "f16"
 MATRICES: Final = ("gate", "up", "down")
 EXPERT_NAMES: Final = ("math", "logic", "code", "science", "planning", "abstract")
