@@ -10,10 +10,10 @@ from typing import Any
 
 from sardine_gguf.errors import FormatError
 
-from . import native, schema
+from . import schema
 from .base import Base
-from .files import regular_size
 from .gguf_file import Metadata, TensorSpec
+from .gguf_split import open_parts
 
 ARCHITECTURES = ("mistral3", "llama")
 COPY_BYTES = 8 << 20
@@ -48,15 +48,17 @@ class CopiedTensor:
 
 
 def read_gguf(path: Path) -> Base:
-    """Reads the header of a GGUF file.
+    """Reads the header of a GGUF file, or those of all parts of a split one.
+
+    Args:
+        path: the file, or any part. The tensors may have any type.
 
     Raises:
-        FormatError: it is malformed, split, already holds experts, or has another architecture.
+        FormatError: it is malformed, already holds experts, or has another architecture; or see
+            gguf_split.open_parts.
         OSError: it cannot be read.
     """
-    regular_size(path)
-    file = native.GgufFile(str(path))
-    kv: Metadata = dict(file.kv)
+    kv, files = open_parts(path)
     arch = _text(path, kv, "general.architecture")
     if arch not in ARCHITECTURES:
         raise _bad(
@@ -65,15 +67,11 @@ def read_gguf(path: Path) -> Base:
             f"expected {' or '.join(ARCHITECTURES)}, found {arch[:60]!r}",
         )
     own = [k for k in kv if k.startswith(schema.KEY_PREFIX)]
-    own += [t.name for t in file.tensors if schema.is_sardine_tensor(t.name)]
+    own += [t.name for _, f in files for t in f.tensors if schema.is_sardine_tensor(t.name)]
     if own:
         raise _bad(path, own[0], "is already a SaRDinE file, expected a base model without experts")
-    if kv.get("split.count", ("u16", 1))[1] not in (0, 1):
-        raise _bad(
-            path,
-            "split.count",
-            "is one part of a split model; merge the parts first (llama-gguf-split --merge)",
-        )
+    if kv.get("general.type") == ("str", "adapter"):
+        raise _bad(path, "general.type", "is an adapter file, expected a model")
     if kv.get(f"{arch}.expert_count", ("u32", 0))[1] != 0:
         raise _bad(
             path, f"{arch}.expert_count", "is a mixture-of-experts model, expected a dense one"
@@ -81,18 +79,18 @@ def read_gguf(path: Path) -> Base:
     hidden = _count(path, kv, f"{arch}.embedding_length")
     inner = _count(path, kv, f"{arch}.feed_forward_length")
     layers = _count(path, kv, f"{arch}.block_count")
-    tensors = [TensorSpec(t.name, t.type, tuple(t.shape), t.nbytes) for t in file.tensors]
     return Base(
         metadata=kv,
         parts=[
-            CopiedTensor(path, spec, t.offset)
-            for spec, t in zip(tensors, file.tensors, strict=True)
+            CopiedTensor(file, TensorSpec(t.name, t.type, tuple(t.shape), t.nbytes), t.offset)
+            for file, header in files
+            for t in header.tensors
         ],
         hidden=hidden,
         inner=inner,
         layers=layers,
-        alignment=file.alignment,
-        inputs=[path],
+        alignment=files[0][1].alignment,
+        inputs=[file for file, _ in files],
         out_type=None,
     )
 

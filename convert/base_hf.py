@@ -1,4 +1,4 @@
-"""A base model from a Hugging Face folder."""
+"""A base model from a folder in Hugging Face's or in Mistral's own format."""
 
 from __future__ import annotations
 
@@ -8,76 +8,91 @@ from pathlib import Path
 
 import numpy as np
 
-from .arrays import F32Array, to_float32
+from . import schema
+from .arrays import F32Array
 from .base import Base, check_packable
-from .hf_config import read_config
+from .chat_template import template_files
+from .gguf_file import Part
+from .hf_config import HfConfig, read_config
 from .hf_general import general_metadata
-from .hf_tensors import BaseTensorPart, text_tensors
-from .mixture import tensor_type
-from .safetensors_file import open_folder
+from .hf_tensors import BaseTensor, BaseTensorPart, text_tensors
+from .mistral_params import read_params
+from .mixture import ModelShape, Unquantized, assign_types, unused_options
+from .options import Quantization
+from .safetensors_file import StoredTensor, open_folder
 from .schema import MIN_ALIGNMENT
 from .tokenizer import tokenizer_metadata
 
+_COMPANIONS = (
+    "config.json",
+    "params.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tekken.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "README.md",
+    "model.safetensors.index.json",
+    "consolidated.safetensors.index.json",
+)
 
-def read_folder(folder: Path, out_type: str, n_threads: int) -> Base:
+
+def is_native(folder: Path) -> bool:
+    """True for Mistral's own format: params.json is there, and nothing to read in the other one."""
+
+    def stored(stem: str) -> bool:
+        return any((folder / f"{stem}.safetensors{end}").exists() for end in ("", ".index.json"))
+
+    other = stored("model") or ((folder / "config.json").exists() and not stored("consolidated"))
+    return (folder / "params.json").exists() and not other
+
+
+def read_folder(folder: Path, quant: Quantization, n_threads: int) -> Base:
     """Reads a folder's configs and tensor headers.
 
     Args:
-        folder: holds config.json, safetensors files and usually a tokenizer.
-        out_type: one of schema.OUT_TYPES.
+        folder: in Hugging Face's format (config.json and model*.safetensors) or, if it has no
+            tensors in that format, in Mistral's own (params.json and consolidated*.safetensors);
+            usually with a tokenizer.
 
     Raises:
-        FormatError: see read_config, open_folder, text_tensors, tokenizer_metadata.
+        FormatError: see read_config, read_params, open_folder, text_tensors, tokenizer_metadata,
+            assign_types.
+        OptionError: see assign_types.
         OSError: a file cannot be read.
     """
-    config = read_config(folder)
-    tensors, skipped = text_tensors(config, open_folder(folder), folder)
     warnings: list[str] = []
+    native = is_native(folder)
+    config = read_params(folder, warnings) if native else read_config(folder)
+    tensors, skipped = text_tensors(config, open_folder(folder, config.naming.stem), folder)
     n_parameters = sum(math.prod(t.stored.shape) for t in tensors)
-    metadata = general_metadata(folder, out_type, n_parameters)
+    metadata = general_metadata(folder, config.arch, quant.out_type, n_parameters)
     metadata.update(config.metadata())
-    metadata.update(tokenizer_metadata(folder, config.vocab, warnings))
+    metadata.update(tokenizer_metadata(folder, config.arch, config.vocab, native, warnings))
+    if quant.imatrix is not None:
+        metadata.update(quant.imatrix.metadata())
     check_packable(metadata, folder)
-    tied = all(t.name != "output.weight" for t in tensors)
+    parts = _parts(quant, config, tensors, n_threads, warnings)
     by_name = {t.name: t for t in tensors}
 
     def sample(layer: int, matrix: str, where: Sequence[int]) -> F32Array:
-        stored = by_name[f"blk.{layer}.ffn_{matrix}.weight"].stored
-        assert stored.dtype is not None
-        return to_float32(np.asarray(stored.raw().reshape(-1)[list(where)]), stored.dtype)
+        source = by_name[f"blk.{layer}.ffn_{matrix}.weight"].source
+        return source.at(np.asarray(where, np.int64))
 
     inputs = sorted({t.stored.file for t in tensors})
-    inputs += [
-        p
-        for p in (
-            folder / n
-            for n in (
-                "config.json",
-                "generation_config.json",
-                "tokenizer.json",
-                "tokenizer_config.json",
-                "special_tokens_map.json",
-                "chat_template.jinja",
-                "README.md",
-                "model.safetensors.index.json",
-            )
-        )
-        if p.exists()
-    ]
+    inputs += [folder / name for name in _COMPANIONS if (folder / name).exists()]
+    inputs += template_files(folder)
+    if quant.imatrix is not None:
+        inputs.append(Path(quant.imatrix.name))
     return Base(
         metadata=metadata,
-        parts=[
-            BaseTensorPart(
-                t, tensor_type(out_type, t.name, t.ne, t.layer, config.layers, tied), n_threads
-            )
-            for t in tensors
-        ],
+        parts=parts,
         hidden=config.hidden,
         inner=config.inner,
         layers=config.layers,
         alignment=MIN_ALIGNMENT,
         inputs=inputs,
-        out_type=out_type,
+        out_type=quant.out_type,
         warnings=warnings,
         sample=sample,
         notes=[
@@ -85,3 +100,31 @@ def read_folder(folder: Path, out_type: str, n_threads: int) -> Base:
             for part, count in sorted(skipped.items())
         ],
     )
+
+
+def _parts(
+    quant: Quantization,
+    config: HfConfig,
+    tensors: list[BaseTensor],
+    n_threads: int,
+    warnings: list[str],
+) -> list[Part]:
+    shape = ModelShape(config.arch, config.layers, config.heads, config.heads_kv)
+    plain = [Unquantized(t.name, t.ne, _left_alone(t.stored)) for t in tensors]
+    types = assign_types(quant, shape, plain)
+    warnings += unused_options(quant, plain)
+    return [
+        BaseTensorPart(
+            tensor,
+            chosen,
+            n_threads,
+            quant.imatrix.importance(tensor.name, tensor.ne[0]) if quant.imatrix else None,
+        )
+        for tensor, chosen in zip(tensors, types, strict=True)
+    ]
+
+
+def _left_alone(stored: StoredTensor) -> schema.GgmlType:
+    """The type that holds a tensor's stored values, F64 apart."""
+    name = stored.dtype.name if stored.dtype is not None else ""
+    return schema.WEIGHT_TYPES[name if name in ("f16", "bf16") else "f32"]

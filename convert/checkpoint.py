@@ -11,14 +11,22 @@ from typing import Any
 
 from sardine_gguf.errors import FormatError
 
-from . import pt_pickle
+from . import pt_pickle, srde_safetensors
+from .file_tensor import FileTensor
 from .files import read_json_if_there
-from .pt_tensor import PtTensor
 from .pt_zip import PtZip
 from .schema import MATRICES, MAX_EXPERTS
 from .srde_layer import ATOMS, INDICES, LOGITS, MIX, ROUTER, SrdeLayer
 
-_FILES = ("srde_weights.pt", "weights.pt")
+_FILES = (
+    "srde_weights.pt",
+    "weights.pt",
+    "srde_weights.safetensors",
+    "srde_weights.safetensors.index.json",
+    "weights.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+)
 _MODULE = "module."
 
 
@@ -48,18 +56,20 @@ class Checkpoint:
 
 
 def find_file(path: Path) -> tuple[Path, Path | None]:
-    """The .pt file that a path names, and the folder whose config.json belongs to it.
+    """The file that a path names, and the folder whose config.json belongs to it.
+
+    A .pt file holds its own config; a safetensors file has none but the one beside it.
 
     Raises:
-        FormatError: a folder with no or with both known files.
+        FormatError: a folder with none or with several of the known files.
     """
     if not path.is_dir():
-        return path, None
+        return path, path.parent if srde_safetensors.is_safetensors(path) else None
     found = [path / name for name in _FILES if (path / name).exists()]
     if len(found) != 1:
-        what = " and ".join(str(f) for f in found) if found else "neither"
+        what = " and ".join(str(f) for f in found) if found else "none of them"
         raise FormatError(
-            f"{path}: expected one of {' and '.join(_FILES)}, found {what}; name the "
+            f"{path}: expected one of {', '.join(_FILES)}, found {what}; name the "
             "file itself with --srde",
             file=str(path),
         )
@@ -71,7 +81,7 @@ def read_checkpoint(path: Path, n_layers: int) -> Checkpoint:
     srde_layer.check_shapes.
 
     Args:
-        path: a .pt file, or a folder that holds one.
+        path: a .pt or .safetensors file, or a folder that holds one.
         n_layers: layers of the base.
 
     Raises:
@@ -79,8 +89,13 @@ def read_checkpoint(path: Path, n_layers: int) -> Checkpoint:
         OSError: a file cannot be read.
     """
     file, folder = find_file(path)
-    top = pt_pickle.load(PtZip(file))
     name = str(file)
+    inputs = [file]
+    top: Any
+    if srde_safetensors.is_safetensors(file):
+        top, inputs = srde_safetensors.load(file)
+    else:
+        top = pt_pickle.load(PtZip(file))
     if not isinstance(top, dict) or not isinstance(top.get("srde_layers"), dict):
         found = (
             ", ".join(str(k)[:40] for k in list(top)[:6])
@@ -123,9 +138,15 @@ def read_checkpoint(path: Path, n_layers: int) -> Checkpoint:
         layers,
         config,
         hub,
-        [file] + ([folder / "config.json"] if folder and hub is not None else []),
-        [f"{name}: ignored the entry {key!r} beside srde_layers" for key in extra],
+        inputs + ([folder / "config.json"] if folder and hub is not None else []),
+        _ignored(extra, name),
     )
+
+
+def _ignored(keys: list[str], file: str) -> list[str]:
+    if len(keys) <= 4:
+        return [f"{file}: ignored the entry {key!r} beside srde_layers" for key in keys]
+    return [f"{file}: ignored {len(keys)} entries beside srde_layers: {', '.join(keys[:4])}, ..."]
 
 
 def _by_index(layers: dict[Any, Any], n_layers: int, file: str) -> list[tuple[int, dict[Any, Any]]]:
@@ -167,12 +188,12 @@ def _layer(index: int, entries: dict[Any, Any], file: str) -> SrdeLayer:
         where = f"srde_layers.{index}.{key}" if key else f"srde_layers.{index}"
         return FormatError(f"{file}: {where}: {message}", file=file, field=where)
 
-    tensors: dict[str, PtTensor] = {}
+    tensors: dict[str, FileTensor] = {}
     for key, value in entries.items():
         bare = str(key).removeprefix(_MODULE)
         if bare in tensors:
             raise bad(bare, "occurs twice, with and without the prefix module.")
-        if not isinstance(value, PtTensor):
+        if not isinstance(value, FileTensor):
             raise bad(str(key)[:80], f"expected a tensor, found {type(value).__name__}")
         tensors[bare] = value
 

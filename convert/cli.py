@@ -14,7 +14,10 @@ from types import FrameType
 from sardine_gguf.errors import FormatError
 
 from . import schema
-from .conversion import OptionError, Progress, convert
+from .conversion import OptionError, Progress, convert, write_base
+from .options import QuantOptions
+from .progress import bar, lines
+from .report import ConversionReport
 
 EXIT_USAGE, EXIT_FORMAT, EXIT_IO, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 3, 4, 130, 143
 
@@ -35,13 +38,18 @@ def _parser() -> argparse.ArgumentParser:
         "--base",
         required=True,
         metavar="DIR_OR_GGUF",
-        help="Hugging Face folder, or a GGUF file whose tensors are copied",
+        help="model folder (Hugging Face's or Mistral's format), or a GGUF file whose tensors are "
+        "copied; of a split one any part",
     )
     parser.add_argument(
         "--srde",
-        required=True,
         metavar="FILE_OR_DIR",
-        help="checkpoint, or a folder with srde_weights.pt or weights.pt",
+        help="checkpoint (.pt or .safetensors), or the folder that it is in",
+    )
+    parser.add_argument(
+        "--base-only",
+        action="store_true",
+        help="write the base alone, an ordinary GGUF file; without --srde",
     )
     parser.add_argument("-o", "--outfile", required=True, metavar="OUT.gguf")
     parser.add_argument(
@@ -63,7 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--delta-mode",
         choices=schema.DELTA_MODES,
-        default="sparse",
         help="mode that a runtime starts in (default sparse)",
     )
     parser.add_argument(
@@ -75,7 +82,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--block-columns",
         type=int,
-        default=schema.MAX_BLOCK_COLUMNS,
         metavar="N",
         help="width of a column block (default 65536)",
     )
@@ -95,6 +101,18 @@ def _parser() -> argparse.ArgumentParser:
         const="none",
         help="the same as --compensation none",
     )
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write the experts alone, for any GGUF file of the same base "
+        "(sardine-cli -m base.gguf --adapter OUT.gguf)",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read the written file back and compare all of it with the inputs before it takes its place",
+    )
+    _add_quantization(parser)
     parser.add_argument("--force", action="store_true", help="replace an existing output")
     parser.add_argument(
         "--dry-run",
@@ -111,6 +129,42 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_quantization(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("quantization of a folder, as in llama-quantize")
+    group.add_argument(
+        "--imatrix", metavar="FILE", help="importance matrix of llama-imatrix, of either format"
+    )
+    group.add_argument(
+        "--tensor-type",
+        action="append",
+        default=[],
+        metavar="NAME=TYPE",
+        help="type of the matrices in whose names the regular expression NAME is found, "
+        "e.g. attn_v=q8_0; can be repeated, the first that is found decides",
+    )
+    group.add_argument("--pure", action="store_true", help="no mixture: one type for all matrices")
+    group.add_argument(
+        "--token-embedding-type", metavar="TYPE", help="type of the embedding, token_embd.weight"
+    )
+    group.add_argument(
+        "--output-tensor-type", metavar="TYPE", help="type of the output matrix, output.weight"
+    )
+    group.add_argument(
+        "--leave-output-tensor", action="store_true", help="keep output.weight as it is stored"
+    )
+
+
+def _check_use(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program where options exclude each other."""
+    if not args.base_only:
+        if args.srde is None:
+            parser.error("--srde is required (or --base-only, to convert the base alone)")
+        return
+    for name in ("srde", "delta_type", "delta_mode", "expert_names", "block_columns"):
+        if getattr(args, name) is not None:
+            parser.error(f"--{name.replace('_', '-')}: not with --base-only, which has no experts")
+
+
 def _version() -> str:
     try:
         return importlib.metadata.version("sardine_gguf")
@@ -118,60 +172,62 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _progress() -> tuple[Progress, Callable[[], None]]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-    from rich.progress import (
-        Progress as Bar,
-    )
-
-    bar = Bar(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    task = bar.add_task("writing", total=None)
-
-    def update(done: int, total: int, name: str) -> None:
-        bar.start()
-        bar.update(task, completed=done, total=total, description=name[:40])
-
-    return update, bar.stop
-
-
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise _Terminated
 
 
-def _run(args: argparse.Namespace) -> None:
-    show = not args.quiet and not args.dry_run and sys.stderr.isatty()
-    progress, close = _progress() if show else (None, lambda: None)
-    try:
-        report = convert(
+def _progress(args: argparse.Namespace) -> tuple[Progress | None, Callable[[], None]]:
+    if args.quiet or args.dry_run:
+        return None, lambda: None
+    return bar() if sys.stderr.isatty() else (lines(), lambda: None)
+
+
+def _convert(args: argparse.Namespace, progress: Progress | None) -> ConversionReport:
+    quant: QuantOptions = {
+        "imatrix": args.imatrix,
+        "tensor_types": args.tensor_type,
+        "pure": args.pure,
+        "token_embedding_type": args.token_embedding_type,
+        "output_tensor_type": args.output_tensor_type,
+        "leave_output_tensor": args.leave_output_tensor,
+    }
+    if args.base_only:
+        return write_base(
             args.base,
-            args.srde,
             args.outfile,
-            outtype=args.outtype,
-            delta_type=args.delta_type,
-            delta_mode=args.delta_mode,
-            expert_names=args.expert_names,
-            block_columns=args.block_columns,
-            compensation=args.compensation,
+            args.outtype,
             force=args.force,
             dry_run=args.dry_run,
             n_threads=args.threads,
             progress=progress,
+            **quant,
         )
+    return convert(
+        args.base,
+        args.srde,
+        args.outfile,
+        outtype=args.outtype,
+        delta_type=args.delta_type,
+        delta_mode=args.delta_mode or "sparse",
+        expert_names=args.expert_names,
+        block_columns=schema.MAX_BLOCK_COLUMNS
+        if args.block_columns is None
+        else args.block_columns,
+        adapter=args.adapter,
+        verify=args.verify,
+        compensation=args.compensation,
+        force=args.force,
+        dry_run=args.dry_run,
+        n_threads=args.threads,
+        progress=progress,
+        **quant,
+    )
+
+
+def _run(args: argparse.Namespace) -> None:
+    progress, close = _progress(args)
+    try:
+        report = _convert(args, progress)
     finally:
         close()
     for warning in report.warnings:
@@ -192,7 +248,9 @@ def _line(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    _check_use(parser, args)
     # What is ignored already (SIGHUP under nohup) stays so.
     ours = {
         number: handler

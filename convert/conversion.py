@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import gguf
 from sardine_gguf.errors import FormatError
 
 from . import native, schema
+from .adapter import adapter_metadata
 from .atomic import AtomicFile, check_destination, sweep
 from .base import Base
 from .base_gguf import check_ffn, read_gguf
@@ -26,18 +29,17 @@ from .gguf_file import (
     padded,
     stream,
 )
+from .options import OptionError, Quantization, QuantOptions, quantization
 from .order import file_order
 from .report import ConversionReport
 from .srde_layer import check_shapes
 from .values import check_finite
+from .verify import verify_file
 
 PathLike = str | os.PathLike[str]
-# Called with (bytes written, bytes in all, tensor name) while the file is written.
-Progress = Callable[[int, int, str], None]
-
-
-class OptionError(ValueError):
-    """An option that does not fit the others or the inputs."""
+# Called with (phase, bytes done, bytes in all, what): first for each layer whose positions are read
+# (phase "reading"), then for each piece of a tensor that is written (phase "writing").
+Progress = Callable[[str, int, int, str], None]
 
 
 def convert(
@@ -52,38 +54,53 @@ def convert(
     block_columns: int = schema.MAX_BLOCK_COLUMNS,
     compensation: str | None = None,
     shared_type: str = schema.SHARED_TYPE,
+    adapter: bool = False,
+    verify: bool = False,
     force: bool = False,
     dry_run: bool = False,
     n_threads: int | None = None,
     progress: Progress | None = None,
+    **quant: Unpack[QuantOptions],
 ) -> ConversionReport:
     """Writes the base and the experts to one GGUF file, which appears complete or not at all.
 
     Args:
-        base: a Hugging Face folder, or a GGUF file, whose tensors are copied as they are.
-        srde: a checkpoint file (.pt), or a folder with srde_weights.pt or weights.pt.
-        outtype: f32, f16, bf16, q8_0 or q4_k_m (the default) for a folder; None for a GGUF base.
+        base: a model folder in Hugging Face's or Mistral's format, or a GGUF file (of a split one
+            any part), whose tensors are copied as they are.
+        srde: a checkpoint file (.pt, .safetensors or its .index.json), or the folder it is in.
+        outtype: one of schema.OUT_TYPES (default q4_k_m) for a folder; None for a GGUF base.
         delta_type: f32, f16 or q8_0; the default is q8_0, and f32 if outtype is f32.
         delta_mode: the mode that a runtime starts in, sparse or gain.
         expert_names: one unique name for each expert.
         block_columns: width of a column block, 1 to 65536.
         compensation: none, residual or extracted (compensation.py), for a quantized folder; the
-            default is extracted there and none elsewhere.
+            default is residual there and none elsewhere.
         shared_type: of the values that extracted keeps beside the experts': f32, f16 or q8_0.
+        adapter: write the experts alone, for any file of the same base; outtype is None then.
+        verify: read the written file back before it takes its place, and compare it with the inputs.
         force: replace an existing output.
         dry_run: read headers and positions only, write nothing.
         n_threads: for quantizing; the default is one for each CPU.
+        imatrix, tensor_types, pure, token_embedding_type, output_tensor_type, leave_output_tensor:
+            see options.quantization(); for a folder only.
 
     Raises:
         FormatError: an input is not what it must be, or the output may not be written there.
         ValueError: an option is wrong.
-        OSError: reading or writing failed. The output is then as it was before.
+        OSError: reading or writing failed, or verify found a difference (VerificationError). The
+            output is then as it was before.
     """
     base_path, srde_path, out_path = Path(base), Path(srde), Path(outfile)
     threads = _threads(n_threads)
-    out_type, deltas = _types(base_path, outtype, delta_type)
+    if adapter:
+        _refuse_base_options(outtype, quant)
+    if verify and dry_run:
+        raise OptionError("verify: a dry run writes nothing to verify; leave one of them out")
+    how = _quantization(base_path, outtype, quant)
+    deltas = _delta_type(delta_type, how)
     if delta_mode not in schema.DELTA_MODES:
         raise OptionError(f"delta mode {delta_mode!r}: expected {' or '.join(schema.DELTA_MODES)}")
+    out_type = how.out_type if how is not None and not adapter else None
     method = _compensation(compensation, out_type)
     if shared_type not in schema.DELTA_TYPES:
         raise OptionError(f"shared type {shared_type!r}: expected {', '.join(schema.DELTA_TYPES)}")
@@ -94,7 +111,7 @@ def convert(
     check_destination(
         out_path, [p for p in (base_path, find_file(srde_path)[0]) if p.is_file()], force
     )
-    model = read_folder(base_path, out_type, threads) if out_type else read_gguf(base_path)
+    model = _read_base(base_path, how, threads)
     checkpoint = read_checkpoint(srde_path, model.layers)
     check_destination(out_path, [*model.inputs, *checkpoint.inputs], force)
 
@@ -107,42 +124,77 @@ def convert(
     names = _names(expert_names, checkpoint.n_experts)
     compare_configs(checkpoint, model, warnings)
     compare_base_ffn(checkpoint, model, warnings)
-    parts = [
-        delta_part(
-            layer, model.hidden, model.inner, block_columns, deltas, threads, method, shared_type
+    parts = []
+    total = sum(8 * layer.n for layer in checkpoint.layers)
+    done = 0
+    for layer in checkpoint.layers:
+        if progress is not None:
+            progress("reading", done, total, f"positions of layer {layer.index}")
+        parts.append(
+            delta_part(
+                layer,
+                model.hidden,
+                model.inner,
+                block_columns,
+                deltas,
+                threads,
+                method,
+                shared_type,
+            )
         )
-        for layer in checkpoint.layers
-    ]
+        done += 8 * layer.n
+    if adapter:
+        model = _without_tensors(model, base_path)
     own = _metadata(checkpoint, top_k, names, delta_mode, block_columns, method)
     metadata = {**model.metadata, **own}
-    ordered = file_order(model.parts, parts)
+    ordered = list(parts) if adapter else file_order(model.parts, parts)
     report = _report(out_path, model, parts, metadata, names, top_k, delta_mode, deltas, dry_run)
     report.compensation = method
     report.tensors = [s for part in ordered for s in part.specs]
-    report.warnings, report.notes = warnings, list(model.notes)
+    report.warnings, report.notes, report.adapter = warnings, list(model.notes), adapter
+
+    def check(written: Path) -> None:
+        if verify:
+            report.verification = verify_file(written, ordered)
+
     if not dry_run:
         # A checkpoint that cannot be used fails before the long part.
         for layer in checkpoint.layers:
             check_finite(layer)
-        write_file(out_path, metadata, ordered, model.alignment, force, progress)
+        write_file(out_path, metadata, ordered, model.alignment, force, progress, check)
     return report
 
 
 def write_base(
     base: PathLike,
     outfile: PathLike,
-    outtype: str = "f16",
+    outtype: str | None = None,
     *,
     force: bool = False,
+    dry_run: bool = False,
     n_threads: int | None = None,
-) -> None:
-    """Converts a Hugging Face folder alone, to an ordinary GGUF file without experts.
+    progress: Progress | None = None,
+    **quant: Unpack[QuantOptions],
+) -> ConversionReport:
+    """Converts a base alone, to an ordinary GGUF file without experts. Arguments as convert().
 
     Raises: as convert().
     """
-    model = read_folder(Path(base), outtype, _threads(n_threads))
-    check_destination(Path(outfile), model.inputs, force)
-    write_file(Path(outfile), model.metadata, model.parts, model.alignment, force, None)
+    base_path, out_path = Path(base), Path(outfile)
+    threads = _threads(n_threads)
+    how = _quantization(base_path, outtype, quant)
+    check_destination(out_path, [base_path] if base_path.is_file() else [], force)
+    model = _read_base(base_path, how, threads)
+    check_destination(out_path, model.inputs, force)
+    report = _report(out_path, model, [], model.metadata, [], 0, "", "", dry_run)
+    report.warnings, report.notes = list(model.warnings), list(model.notes)
+    if not dry_run:
+        write_file(out_path, model.metadata, model.parts, model.alignment, force, progress)
+    return report
+
+
+def _read_base(path: Path, how: Quantization | None, n_threads: int) -> Base:
+    return read_folder(path, how, n_threads) if how else read_gguf(path)
 
 
 def write_file(
@@ -152,8 +204,12 @@ def write_file(
     alignment: int,
     force: bool,
     progress: Progress | None,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes a GGUF file atomically and reads its header back before it takes its place."""
+    """Writes a GGUF file atomically and reads its header back before it takes its place.
+
+    check, if given, is called with the complete file then, and may raise to have it removed.
+    """
     specs = [s for part in parts for s in part.specs]
     header = pack_header(metadata, specs, alignment)
     total = len(header) + sum(padded(s.nbytes, alignment) for s in specs)
@@ -166,10 +222,12 @@ def write_file(
             file.write(piece)
             done += len(piece)
             if progress is not None:
-                progress(done, total, name)
+                progress("writing", done, total, name)
 
         def verify(temp: Path) -> None:
             _verify(temp, metadata, specs, alignment, len(header), total)
+            if check is not None:
+                check(temp)
 
         file.commit(verify, force)
 
@@ -201,21 +259,35 @@ def _threads(n_threads: int | None) -> int:
     return n_threads
 
 
-def _types(base: Path, outtype: str | None, delta_type: str | None) -> tuple[str | None, str]:
+def _quantization(base: Path, outtype: str | None, options: QuantOptions) -> Quantization | None:
+    """How a folder is quantized; None for a GGUF base."""
     base.stat()
-    is_folder = base.is_dir()
-    if outtype is not None and not is_folder:
-        raise OptionError(
-            f"outtype {outtype}: the base {base} is a GGUF file, whose tensors are "
-            "copied as they are; leave the option out, or give a model folder"
-        )
-    out = (outtype or "q4_k_m").lower() if is_folder else None
-    if out is not None and out not in schema.OUT_TYPES:
-        raise OptionError(f"outtype {outtype!r}: expected {', '.join(schema.OUT_TYPES)}")
-    deltas = (delta_type or ("f32" if out == "f32" else "q8_0")).lower()
+    if base.is_dir():
+        return quantization((outtype or "q4_k_m").lower(), **options)
+    given = {"outtype": outtype, **options}
+    for name, value in given.items():
+        if value:
+            raise OptionError(
+                f"{name.replace('_', ' ')} {value}: the base {base} is a GGUF file, whose tensors "
+                "are copied as they are; leave the option out, or give a model folder"
+            )
+    return None
+
+
+def _refuse_base_options(outtype: str | None, quant: QuantOptions) -> None:
+    for name, value in {"outtype": outtype, **quant}.items():
+        if value:
+            raise OptionError(
+                f"{name.replace('_', ' ')} {value}: an adapter file holds no base; leave the option out"
+            )
+
+
+def _delta_type(delta_type: str | None, how: Quantization | None) -> str:
+    is_f32 = how is not None and how.out_type == "f32"
+    deltas = (delta_type or ("f32" if is_f32 else "q8_0")).lower()
     if deltas not in schema.DELTA_TYPES:
         raise OptionError(f"delta type {delta_type!r}: expected {', '.join(schema.DELTA_TYPES)}")
-    return out, deltas
+    return deltas
 
 
 def _compensation(method: str | None, out_type: str | None) -> str:
@@ -243,6 +315,18 @@ def _names(names: Sequence[str] | None, n_experts: int) -> list[str]:
     if len(set(names)) != len(names) or not all(name and name.isprintable() for name in names):
         raise OptionError("expert names: expected unique, printable names that are not empty")
     return names
+
+
+def _without_tensors(model: Base, path: Path) -> Base:
+    """What an adapter file keeps of its base."""
+    return dataclasses.replace(
+        model,
+        metadata=adapter_metadata(model, path),
+        parts=[],
+        alignment=schema.MIN_ALIGNMENT,
+        out_type=None,
+        notes=[],
+    )
 
 
 def _metadata(

@@ -10,6 +10,8 @@ from sardine_gguf.errors import FormatError
 
 from .files import read_json
 from .gguf_file import Metadata
+from .hf_names import HF, Naming
+from .hf_quant import StoredQuant, hf_quantization
 from .hf_rope import rope_metadata
 
 ARCH = "mistral3"
@@ -30,11 +32,12 @@ _LIMITS = {
 class HfConfig:
     """The text model's shape.
 
-    wrapped: the tensors are those of Mistral3ForConditionalGeneration. tied: the config says
-    that the output matrix is the embedding. text: the raw text config.
+    wrapped: there are vision tensors too. tied: the config says that the output matrix is the
+    embedding. naming: how the tensors are called. quant: how fp8 weights are scaled, if they are.
     """
 
     path: Path
+    arch: str
     hidden: int
     inner: int
     layers: int
@@ -46,7 +49,9 @@ class HfConfig:
     rms_eps: float
     wrapped: bool
     tied: bool
-    text: dict[str, Any]
+    naming: Naming
+    quant: StoredQuant | None
+    rope: Metadata
 
     def metadata(self) -> Metadata:
         """The architecture's GGUF keys."""
@@ -62,10 +67,9 @@ class HfConfig:
             "attention.value_length": self.head_dim,
             "vocab_size": self.vocab,
         }.items():
-            out[f"{ARCH}.{key}"] = ("u32", value)
-        out[f"{ARCH}.attention.layer_norm_rms_epsilon"] = ("f32", self.rms_eps)
-        out.update(rope_metadata(ARCH, self.text, self.head_dim, self.context, str(self.path)))
-        return out
+            out[f"{self.arch}.{key}"] = ("u32", value)
+        out[f"{self.arch}.attention.layer_norm_rms_epsilon"] = ("f32", self.rms_eps)
+        return {**out, **self.rope}
 
 
 def read_config(folder: Path) -> HfConfig:
@@ -93,40 +97,34 @@ def read_config(folder: Path) -> HfConfig:
             f"expected ministral3, found {str(kind)[:60]!r}"
             + (" in text_config" if wrapped else ""),
         )
-    for holder in (config, text):
-        if holder.get("quantization_config") is not None:
-            raise _bad(
-                path,
-                "quantization_config",
-                "quantized weights (FP8 and others) are not supported yet; use the BF16 model",
-            )
     _refuse_unsupported(path, text)
-    hidden = _count(path, text, "hidden_size")
-    heads = _count(path, text, "num_attention_heads")
-    heads_kv = _count(path, text, "num_key_value_heads", heads)
+    quant = hf_quantization(config.get("quantization_config"), path) or hf_quantization(
+        text.get("quantization_config"), path
+    )
+    hidden = count(path, text, "hidden_size")
+    heads = count(path, text, "num_attention_heads")
+    heads_kv = count(path, text, "num_key_value_heads", heads)
+    context = count(path, text, "max_position_embeddings", 262144)
     # Absent is not null: the model's own default is 128, null means hidden / heads.
-    head_dim = _count(path, text, "head_dim", hidden // heads) if "head_dim" in text else 128
-    if heads % heads_kv:
-        raise _bad(path, "num_key_value_heads", f"{heads_kv} does not divide {heads} heads")
-    if head_dim % 2:
-        raise _bad(path, "head_dim", f"expected an even number, found {head_dim}")
-    eps = text.get("rms_norm_eps", 1e-5)
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
-        raise _bad(path, "rms_norm_eps", f"expected a number from 0 to 1, found {eps!r:.40}")
+    head_dim = count(path, text, "head_dim", hidden // heads) if "head_dim" in text else 128
+    check_heads(path, heads, heads_kv, head_dim)
     return HfConfig(
         path=path,
+        arch=ARCH,
         hidden=hidden,
-        inner=_count(path, text, "intermediate_size"),
-        layers=_count(path, text, "num_hidden_layers"),
+        inner=count(path, text, "intermediate_size"),
+        layers=count(path, text, "num_hidden_layers"),
         heads=heads,
         heads_kv=heads_kv,
         head_dim=head_dim,
-        vocab=_count(path, text, "vocab_size"),
-        context=_count(path, text, "max_position_embeddings", 262144),
-        rms_eps=float(eps),
+        vocab=count(path, text, "vocab_size"),
+        context=context,
+        rms_eps=epsilon(path, text, "rms_norm_eps"),
         wrapped=wrapped,
         tied=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
-        text=text,
+        naming=HF,
+        quant=quant,
+        rope=rope_metadata(ARCH, text, head_dim, context, str(path)),
     )
 
 
@@ -151,13 +149,38 @@ def _refuse_unsupported(path: Path, text: dict[str, Any]) -> None:
         raise _bad(path, "hidden_act", f"expected silu, found {act!r:.40}")
 
 
-def _count(path: Path, text: dict[str, Any], key: str, default: int | None = None) -> int:
-    value = text.get(key)
+def check_heads(path: Path, heads: int, heads_kv: int, head_dim: int) -> None:
+    """Raises FormatError for numbers of heads or a head size that no model has."""
+    if heads % heads_kv:
+        raise _bad(path, "num_key_value_heads", f"{heads_kv} does not divide {heads} heads")
+    if head_dim % 2:
+        raise _bad(path, "head_dim", f"expected an even number, found {head_dim}")
+
+
+def epsilon(path: Path, text: dict[str, Any], key: str) -> float:
+    """The norms' epsilon, 1e-5 by default; raises FormatError."""
+    eps = text.get(key, 1e-5)
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
+        raise _bad(path, key, f"expected a number from 0 to 1, found {eps!r:.40}")
+    return float(eps)
+
+
+def count(
+    path: Path, text: dict[str, Any], key: str, default: int | None = None, name: str | None = None
+) -> int:
+    """The number of a config, with the limits of Hugging Face's key; name: its own name there.
+
+    Raises:
+        FormatError: it is missing without a default, or no integer within the limits.
+    """
+    value = text.get(name or key)
     if value is None:
         value = default
     if type(value) is not int or not 1 <= value <= _LIMITS[key]:
         raise _bad(
-            path, key, f"expected an integer from 1 to {_LIMITS[key]}, found {str(value)[:40]!r}"
+            path,
+            name or key,
+            f"expected an integer from 1 to {_LIMITS[key]}, found {str(value)[:40]!r}",
         )
     return value
 

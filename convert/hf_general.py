@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from gguf import GGUFValueType as ValueType
 from sardine_gguf.errors import FormatError
 
-from .files import regular_size
+from .files import read_json_if_there, regular_size
 from .gguf_file import Metadata
 from .hf_config import ARCH
 from .schema import FILE_TYPES
@@ -28,7 +28,7 @@ _TYPE_NAMES = {
 }
 
 
-def general_metadata(folder: Path, out_type: str, n_parameters: int) -> Metadata:
+def general_metadata(folder: Path, arch: str, out_type: str, n_parameters: int) -> Metadata:
     """What llama.cpp's converter writes, from the model card, the configs and the folder's name.
 
     Raises:
@@ -40,7 +40,7 @@ def general_metadata(folder: Path, out_type: str, n_parameters: int) -> Metadata
                 f"{folder / name}: expected at most {MAX_CARD_BYTES} bytes",
                 file=str(folder / name),
             )
-    out: Metadata = {"general.architecture": ("str", ARCH), "general.type": ("str", "model")}
+    out: Metadata = {"general.architecture": ("str", arch), "general.type": ("str", "model")}
     logs = [logging.getLogger(n) for n in ("metadata", "gguf.gguf_writer")]
     levels = [log.level for log in logs]
     for log in logs:
@@ -48,7 +48,7 @@ def general_metadata(folder: Path, out_type: str, n_parameters: int) -> Metadata
     try:
         _check_card(folder / "README.md")
         out.update(_collect(folder, n_parameters))
-    except OSError:
+    except (OSError, FormatError):
         raise
     except Exception as error:  # the model card is free text that gguf trusts
         raise FormatError(
@@ -84,6 +84,10 @@ def _check_card(path: Path) -> None:
 
 def _collect(folder: Path, n_parameters: int) -> Metadata:
     metadata = gguf.Metadata.load(None, folder.resolve(), None, n_parameters)
+    if metadata.sampling_penalty_repeat is None:
+        # transformers' name, which gguf reads from release 0.20 on.
+        config = read_json_if_there(folder / "generation_config.json") or {}
+        metadata.sampling_penalty_repeat = config.get("repetition_penalty")
     if metadata.name is None:
         metadata.name = folder.resolve().name or "model"
     if metadata.size_label is None and n_parameters > 0:

@@ -84,6 +84,8 @@ def rope_metadata(
     if kind == "yarn":
         if original is None:
             original = context
+        if arch == "llama" and (rope.get("beta_fast", 32), rope.get("beta_slow", 1)) != (32, 1):
+            raise _bad(file, "beta_fast", "the architecture llama knows the betas 32 and 1 only")
         _yarn(out, arch, rope, head_dim, context, _count(original, file), file)
     elif kind == "default":
         if original is not None and beta:
@@ -131,11 +133,14 @@ def _yarn(
 
     if rope.get("attention_factor") is not None:
         wanted = _number(rope, "attention_factor", file)
+        # As llama.cpp's converter writes it; no reader of mistral3 uses it.
+        out[prefix + "yarn_attn_factor"] = ("f32", wanted)
     elif mscale and all_dim:
         wanted = magnitude(mscale) / magnitude(all_dim)
     else:
         wanted = magnitude(1.0)
-    read = magnitude(1.0) / (magnitude(all_dim) if all_dim else 1.0)
+    # Readers know the log multiplier in mistral3 only.
+    read = magnitude(1.0) / (magnitude(all_dim) if all_dim and arch == "mistral3" else 1.0)
     if wanted <= 0 or read <= 0:
         raise _bad(file, "mscale", "the magnitude of the rotary embedding is not positive")
     if abs(wanted / read - 1) > 1e-7:

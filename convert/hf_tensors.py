@@ -12,31 +12,30 @@ from numpy.typing import NDArray
 from sardine_gguf.errors import FormatError
 
 from . import native, schema
-from .arrays import F32Array, to_bf16, to_float32
+from .arrays import DTYPES, F32Array, to_float32
 from .compensation import MatrixRepair
 from .gguf_file import TensorSpec, as_bytes, spec
 from .hf_config import HfConfig
+from .hf_quant import WeightSource, take_scales
 from .safetensors_file import StoredTensor
 
-CHUNK_BYTES = 64 << 20  # of float32 at a time
-
-_TEXT_PREFIXES = ("language_model.model.", "model.language_model.", "model.")
-_HEADS = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight")
-_OTHER_PARTS = ("vision_tower.", "multi_modal_projector.", "vision_encoder.", "patch_merger.")
+# Of float32 at a time for each thread, 16 of them at most: the rows stay in the cache on their way
+# from the file to the quantizer and to the output, and Ctrl-C waits for no longer than a chunk.
+CHUNK_BYTES = 8 << 20
 
 
-def _layer_shapes(c: HfConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _layer_shapes(c: HfConfig) -> dict[str, tuple[int, ...]]:
     q, kv = c.heads * c.head_dim, c.heads_kv * c.head_dim
     return {
-        "input_layernorm.weight": ("attn_norm.weight", (c.hidden,)),
-        "self_attn.q_proj.weight": ("attn_q.weight", (q, c.hidden)),
-        "self_attn.k_proj.weight": ("attn_k.weight", (kv, c.hidden)),
-        "self_attn.v_proj.weight": ("attn_v.weight", (kv, c.hidden)),
-        "self_attn.o_proj.weight": ("attn_output.weight", (c.hidden, q)),
-        "post_attention_layernorm.weight": ("ffn_norm.weight", (c.hidden,)),
-        "mlp.gate_proj.weight": ("ffn_gate.weight", (c.inner, c.hidden)),
-        "mlp.up_proj.weight": ("ffn_up.weight", (c.inner, c.hidden)),
-        "mlp.down_proj.weight": ("ffn_down.weight", (c.hidden, c.inner)),
+        "attn_norm.weight": (c.hidden,),
+        "attn_q.weight": (q, c.hidden),
+        "attn_k.weight": (kv, c.hidden),
+        "attn_v.weight": (kv, c.hidden),
+        "attn_output.weight": (c.hidden, q),
+        "ffn_norm.weight": (c.hidden,),
+        "ffn_gate.weight": (c.inner, c.hidden),
+        "ffn_up.weight": (c.inner, c.hidden),
+        "ffn_down.weight": (c.hidden, c.inner),
     }
 
 
@@ -45,9 +44,14 @@ class BaseTensor:
     """A stored tensor with its GGUF name. heads: rows are permuted per head (0: they are not)."""
 
     name: str
-    stored: StoredTensor
+    source: WeightSource
     layer: int
     heads: int = 0
+
+    @property
+    def stored(self) -> StoredTensor:
+        """The tensor in the file."""
+        return self.source.stored
 
     @property
     def ne(self) -> tuple[int, ...]:
@@ -66,41 +70,47 @@ def text_tensors(
     Raises:
         FormatError: a tensor is missing, unknown, or has another shape than the config says.
     """
+    names = config.naming
     found: dict[str, StoredTensor] = {}
     skipped: dict[str, int] = {}
     unknown: list[str] = []
     for name, tensor in stored.items():
         bare = name.removeprefix("model.") if config.wrapped else name
-        part = next((p for p in _OTHER_PARTS if bare.startswith(p)), None)
+        part = next((p for p in names.parts if bare.startswith(p)), None)
         if config.wrapped and part:
             skipped[part.rstrip(".")] = skipped.get(part.rstrip("."), 0) + 1
             continue
         if name.endswith(".rotary_emb.inv_freq"):
             continue
-        if name in _HEADS:
-            key = "lm_head.weight"
+        stem, dot, last = name.rpartition(".")
+        # The output matrix has other prefixes than the rest, and a scale has its matrix's.
+        if f"{stem}.weight" in names.head:
+            key = names.head[0].rpartition(".")[0] + dot + last
         else:
-            prefix = next((p for p in _TEXT_PREFIXES if name.startswith(p)), "")
-            key = name[len(prefix) :]
-            if not prefix:
+            prefix = next((p for p in names.prefixes if name.startswith(p)), None)
+            if prefix is None:
                 unknown.append(name)
                 continue
+            key = name[len(prefix) :]
         if key in found:
             raise _bad(folder, name, f"tensors {found[key].name!r} and {name!r} are the same one")
         found[key] = tensor
+    scales = take_scales(found, config.quant)
 
+    head = names.head[0]
     wanted: dict[str, tuple[str, tuple[int, ...], int, int]] = {
-        "embed_tokens.weight": ("token_embd.weight", (config.vocab, config.hidden), -1, 0)
+        names.embedding: ("token_embd.weight", (config.vocab, config.hidden), -1, 0)
     }
     for i in range(config.layers):
-        for hf, (gguf, shape) in _layer_shapes(config).items():
+        for gguf, shape in _layer_shapes(config).items():
             heads = {"attn_q.weight": config.heads, "attn_k.weight": config.heads_kv}.get(gguf, 0)
-            wanted[f"layers.{i}.{hf}"] = (f"blk.{i}.{gguf}", shape, i, heads)
-    wanted["norm.weight"] = ("output_norm.weight", (config.hidden,), -1, 0)
+            heads = heads if names.permuted else 0
+            wanted[f"layers.{i}.{names.layer[gguf]}"] = (f"blk.{i}.{gguf}", shape, i, heads)
+    wanted[names.norm] = ("output_norm.weight", (config.hidden,), -1, 0)
     if not _is_tied(config, found, folder):
-        wanted["lm_head.weight"] = ("output.weight", (config.vocab, config.hidden), -1, 0)
+        wanted[head] = ("output.weight", (config.vocab, config.hidden), -1, 0)
 
-    unknown += [t.name for k, t in found.items() if k not in wanted and k != "lm_head.weight"]
+    unknown += [t.name for k, t in found.items() if k not in wanted and k != head]
     missing = [name for name in wanted if name not in found]
     if missing or unknown:
         raise _bad(folder, (missing + unknown)[0], _listing(missing, unknown))
@@ -112,21 +122,18 @@ def text_tensors(
                 folder,
                 tensor.name,
                 f"tensor {tensor.name!r}: expected the shape "
-                f"{list(shape)} of config.json, found {list(tensor.shape)}",
+                f"{list(shape)} of {config.path.name}, found {list(tensor.shape)}",
             )
-        if tensor.dtype is None or not tensor.dtype.is_float:
-            raise _bad(
-                folder,
-                tensor.name,
-                f"tensor {tensor.name!r}: type {tensor.type_name}, "
-                "expected F32, F16, BF16 or F64 (quantized weights are not supported yet)",
-            )
-        tensors.append(BaseTensor(gguf_name, tensor, layer, heads))
+        source = WeightSource(
+            tensor, scales.get(name), config.quant.block if config.quant else None
+        )
+        source.check()
+        tensors.append(BaseTensor(gguf_name, source, layer, heads))
     return tensors, skipped
 
 
 def _is_tied(config: HfConfig, found: dict[str, StoredTensor], folder: Path) -> bool:
-    head, embedding = found.get("lm_head.weight"), found.get("embed_tokens.weight")
+    head, embedding = found.get(config.naming.head[0]), found.get(config.naming.embedding)
     if not config.tied:
         return False
     if head is None or embedding is None or head.shape != embedding.shape:
@@ -139,8 +146,8 @@ def _is_tied(config: HfConfig, found: dict[str, StoredTensor], folder: Path) -> 
     raise _bad(
         folder,
         head.name,
-        "tie_word_embeddings is true, but the output matrix "
-        f"{head.name!r} is stored and differs from the embedding; correct config.json",
+        "tied embeddings are configured, but the output matrix "
+        f"{head.name!r} is stored and differs from the embedding; correct {config.path.name}",
     )
 
 
@@ -157,31 +164,17 @@ def _bad(folder: Path, field: str, message: str) -> FormatError:
     return FormatError(f"{folder}: {message}", file=str(folder), field=field)
 
 
-def head_permutation(n_rows: int, heads: int) -> NDArray[np.int64]:
-    """Row order that turns Hugging Face's rotary halves into ggml's adjacent pairs."""
-    rows = np.arange(n_rows, dtype=np.int64)
-    return rows.reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
-
-
-def encode(values: F32Array, ggml_type: schema.GgmlType, n_threads: int) -> NDArray[Any]:
-    """Rows [n, cols] of finite float32 as the type's bytes; any C-contiguous array of them."""
-    if ggml_type is schema.F32:
-        return values
-    if ggml_type is schema.F16:
-        with np.errstate(over="ignore"):
-            return values.astype("<f2")
-    if ggml_type is schema.BF16:
-        return to_bf16(values)
-    return native.quantize(values, ggml_type.name, n_threads)
-
-
 @dataclass(frozen=True)
 class BaseTensorPart:
-    """Converts one tensor while it is written; holds CHUNK_BYTES of float32 at most."""
+    """Converts one tensor while it is written, a chunk of rows at a time.
+
+    importance: float32 [n_cols] that weighs the rounding errors of a row, or None.
+    """
 
     tensor: BaseTensor
     ggml_type: schema.GgmlType
     n_threads: int
+    importance: F32Array | None = None
     repair: MatrixRepair | None = None
 
     @property
@@ -193,30 +186,52 @@ class BaseTensorPart:
         """Yields the tensor in chunks of rows.
 
         Raises:
-            FormatError: a weight is not finite, or too large for F16.
+            FormatError: a weight is not finite, or too large for the type.
         """
-        stored = self.tensor.stored
-        assert stored.dtype is not None
-        raw = stored.raw()
-        if raw.ndim == 1:
-            raw = raw.reshape(1, -1)
-        order = head_permutation(raw.shape[0], self.tensor.heads) if self.tensor.heads else None
-        step = max(1, CHUNK_BYTES // (4 * raw.shape[1]))
-        limit = 65504.0 if self.ggml_type is schema.F16 else 3.4028234663852886e38
-        for i in range(0, raw.shape[0], step):
-            rows = raw[i : i + step] if order is None else raw[order[i : i + step]]
-            values = np.ascontiguousarray(to_float32(rows, stored.dtype))
-            # The negation also catches NaN, which compares false.
-            if not (float(values.max()) <= limit and float(values.min()) >= -limit):
-                raise FormatError(
-                    f"{stored.file}: tensor {stored.name!r} holds NaN, infinity or a value beyond "
-                    f"{limit:g}, the limit of {self.ggml_type.name}",
-                    file=str(stored.file),
-                    field=stored.name,
-                )
-            if self.repair is not None:
-                values = self.repair.before(i, values)
-            data = encode(values, self.ggml_type, self.n_threads)
-            if self.repair is not None:
-                self.repair.after(data, self.ggml_type, values.shape[1], self.n_threads)
+        source, heads = self.tensor.source, self.tensor.heads
+        n_cols = source.stored.shape[-1]
+        head_rows = source.stored.shape[0] // heads if heads else 0
+        unit = max(1, head_rows)  # whole heads, because their rows change places
+        chunk = CHUNK_BYTES * min(self.n_threads, 16)
+        step = max(1, chunk // (4 * n_cols * unit)) * unit
+        first = 0
+        for rows, kind in source.chunks(step):
+            if self.repair is None:
+                data = self._encode(rows, kind, head_rows)
+            else:
+                values = self.repair.before(first, self._checked(to_float32(rows, DTYPES[kind])))
+                data = self._encode(values, "f32", head_rows)
+                self.repair.after(data, self.ggml_type, n_cols, self.n_threads)
+            first += len(rows)
             yield self.tensor.name, as_bytes(data)
+
+    def _encode(self, rows: NDArray[Any], kind: str, head_rows: int) -> NDArray[np.uint8]:
+        """Rows [n, n_cols] stored as kind in the file's type."""
+        encoded = native.encode_rows(
+            rows,
+            kind,
+            self.ggml_type.name,
+            n_cols=rows.shape[1],
+            head_rows=head_rows,
+            importance=self.importance,
+            n_threads=self.n_threads,
+        )
+        if encoded is None:
+            raise self._too_large()
+        return encoded
+
+    def _checked(self, values: F32Array) -> F32Array:
+        """The values, all of which the type can hold: a repair would take those that it cannot away."""
+        # The negation also catches NaN, which compares false.
+        if not float(np.abs(values).max(initial=0)) <= native.largest_value(self.ggml_type.name):
+            raise self._too_large()
+        return values
+
+    def _too_large(self) -> FormatError:
+        stored, limit = self.tensor.stored, native.largest_value(self.ggml_type.name)
+        return FormatError(
+            f"{stored.file}: tensor {stored.name!r} holds NaN, infinity or a value beyond "
+            f"{limit:g}, the limit of {self.ggml_type.name}",
+            file=str(stored.file),
+            field=stored.name,
+        )

@@ -4,10 +4,27 @@ GgufFile(path): strict reader of a GGUF header; .kv {key: (type, value)}, .tenso
 shape, offset and nbytes, .alignment, .data_offset. Raises FormatError, OSError.
 quantize(rows float32 [n, cols], type name, threads): uint8 [n, row bytes].
 dequantize(uint8 [n, row bytes], type name, cols, threads): float32 [n, cols].
+encode_rows(buffer, stored type name, type name, *, n_cols, head_rows, importance, n_threads): the
+same from rows as they are stored; None where a value is not finite or beyond largest_value(type).
+requires_importance(type name): True for types that need an importance matrix.
 """
 
 from __future__ import annotations
 
-from sardine_gguf._native import GgufFile, dequantize, quantize
+from sardine_gguf._native import (
+    GgufFile,
+    dequantize,
+    encode_rows,
+    largest_value,
+    quantize,
+    requires_importance,
+)
 
-__all__ = ["GgufFile", "dequantize", "quantize"]
+__all__ = [
+    "GgufFile",
+    "dequantize",
+    "encode_rows",
+    "largest_value",
+    "quantize",
+    "requires_importance",
+]

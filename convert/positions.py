@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import F32Array, to_float32
 from .srde_layer import SrdeLayer
 
 Positions = NDArray[np.int64]
+CHUNK = 1 << 22  # mask logits at a time
 
 
 def read_positions(layer: SrdeLayer, hidden: int, inner: int) -> Positions:
@@ -42,14 +46,39 @@ def read_positions(layer: SrdeLayer, hidden: int, inner: int) -> Positions:
 
 
 def _largest(layer: SrdeLayer, n: int) -> Positions:
-    assert layer.mask_logits is not None
-    logits = layer.mask_logits.float32()
-    if np.isnan(logits).any():
-        raise layer.bad("mask_selector.mask_logits", "holds NaN")
-    if n == 0:
-        return np.empty(0, np.int64)
-    least = np.partition(logits, logits.size - n)[logits.size - n]
-    above = np.flatnonzero(logits > least)
-    equal = np.flatnonzero(logits == least)[: n - above.size]
-    chosen = np.sort(np.concatenate([above, equal]))
-    return chosen[np.argsort(-logits[chosen], kind="stable")]
+    logits = layer.mask_logits
+    assert logits is not None
+
+    def chunks() -> Iterator[F32Array]:
+        for start in range(0, logits.shape[0], CHUNK):
+            # Mapped anew, so that the pages of one chunk only are resident.
+            raw = logits.raw(verify=start == 0)[start : start + CHUNK]
+            values = to_float32(np.asarray(raw), logits.dtype)
+            if np.isnan(values).any():
+                raise layer.bad("mask_selector.mask_logits", "holds NaN")
+            yield values
+
+    return largest(chunks(), n)
+
+
+def largest(chunks: Iterable[F32Array], n: int) -> Positions:
+    """Where the n largest of all values are, in falling order, the lower index first among equals.
+
+    Holds n values and a chunk. No value may be NaN.
+    """
+    index, value, start = np.empty(0, np.int64), np.empty(0, np.float32), 0
+    for chunk in chunks:
+        # Of equals the earlier ones are better, so a full set only yields to what is larger.
+        better = chunk > value.min() if n and value.size == n else np.full(chunk.size, n > 0)
+        new = np.flatnonzero(better)
+        index = np.concatenate([index, new + start])
+        value = np.concatenate([value, chunk[new]])
+        if value.size > n:
+            least = np.partition(value, value.size - n)[value.size - n]
+            equal = np.flatnonzero(value == least)
+            spare = equal[n - np.count_nonzero(value > least) :]
+            keep = value >= least
+            keep[spare] = False
+            index, value = index[keep], value[keep]
+        start += chunk.size
+    return index[np.argsort(-value, kind="stable")]

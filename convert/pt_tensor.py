@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import DType, F32Array, to_float32, to_float64
+from .arrays import DType
+from .file_tensor import FileTensor
 from .pt_zip import PtZip
 
 
@@ -28,13 +29,18 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class PtTensor:
+class PtTensor(FileTensor):
     """A tensor: a shape over a storage, in elements. stride and offset are within the storage."""
 
     storage: Storage
     offset: int
-    shape: tuple[int, ...]
+    size: tuple[int, ...]
     stride: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its dimensions."""
+        return self.size
 
     @property
     def dtype(self) -> DType:
@@ -62,38 +68,15 @@ class PtTensor:
             flat[self.offset :], self.shape, [s * size for s in self.stride], writeable=False
         )
 
-    def float32(self) -> F32Array:
-        """A float tensor's elements as float32."""
-        return to_float32(self.raw(), self.dtype)
-
-    def float64(self) -> NDArray[np.float64]:
-        """A float tensor's elements as float64, exactly."""
-        return to_float64(self.raw(), self.dtype)
-
-    def same_place(self, other: PtTensor) -> bool:
+    def same_place(self, other: FileTensor) -> bool:
         """True if both are the same elements of the same storage."""
         return (
-            self.storage.key == other.storage.key
+            isinstance(other, PtTensor)
+            and self.storage.key == other.storage.key
             and self.offset == other.offset
             and self.shape == other.shape
             and self.stride == other.stride
             and self.dtype == other.dtype
-        )
-
-    def same_values(self, other: PtTensor) -> bool:
-        """True if both are float tensors of the same shape and values; a NaN equals nothing."""
-        if self.same_place(other):
-            return True
-        if self.shape != other.shape:
-            return False
-        mine, theirs = self.raw().reshape(-1), other.raw().reshape(-1)
-        step = 1 << 20
-        return all(
-            np.array_equal(
-                to_float64(mine[i : i + step], self.dtype),
-                to_float64(theirs[i : i + step], other.dtype),
-            )
-            for i in range(0, mine.size, step)
         )
 
 

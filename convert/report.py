@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .gguf_file import TensorSpec
+from .verify import Verification
 
 _COMPENSATED = {
     "none": "",
@@ -21,10 +22,12 @@ class ConversionReport:
     Attributes:
         outfile: where the file is, or would be in a dry run.
         size: bytes of the file; sizes: bytes of its parts (base, router, index, values, header).
-        layers: the augmented layers, n_layers those of the base.
+        layers: the augmented layers, none for a base alone; n_layers: those of the base.
         positions: changed FFN parameters by matrix, all layers together.
         parameters: FFN parameters by matrix in the augmented layers.
         tensors: every tensor of the file in order; types: how many tensors have each ggml type.
+        adapter: the file holds the experts alone.
+        verification: what verify=True compared; None without it.
         warnings, notes: texts for people.
     """
 
@@ -44,6 +47,8 @@ class ConversionReport:
     type_names: dict[int, str]
     compensation: str = "none"
     dry_run: bool = False
+    adapter: bool = False
+    verification: Verification | None = None
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -63,28 +68,37 @@ class ConversionReport:
 
     def summary(self) -> str:
         """A few lines for the terminal."""
+        parts = ", ".join(f"{name} {human(n)}" for name, n in self.sizes.items() if n)
+        types = ", ".join(
+            f"{n} {name} ({human(size)})" for name, (n, size) in self.type_counts().items()
+        )
+        base = "not in the file, which is an adapter" if self.adapter else self.out_type
+        return "\n".join(
+            [
+                f"{'would write' if self.dry_run else 'wrote'} {self.outfile}: {human(self.size)}",
+                *(self._experts() if self.layers else [f"  layers     {self.n_layers}"]),
+                f"  bytes      {parts}",
+                f"  tensors    {len(self.tensors)}: {types}",
+                f"  base       {base or 'copied from the GGUF file'}"
+                + _COMPENSATED[self.compensation],
+                f"  deltas     {self.delta_type}, starts in mode {self.delta_mode}"
+                if self.layers
+                else "  deltas     none: the base alone",
+                *([f"  verified   {self.verification.summary()}"] if self.verification else []),
+            ]
+        )
+
+    def _experts(self) -> list[str]:
         layers = f"{len(self.layers)} of {self.n_layers} layers"
         if len(self.layers) != self.n_layers:
             layers += f" ({_ranges(self.layers)})"
         kinds = ", ".join(f"{m} {n:,} ({self.density(m):.3%})" for m, n in self.positions.items())
-        parts = ", ".join(f"{name} {human(n)}" for name, n in self.sizes.items())
-        types = ", ".join(
-            f"{n} {name} ({human(size)})" for name, (n, size) in self.type_counts().items()
-        )
-        return "\n".join(
-            [
-                f"{'would write' if self.dry_run else 'wrote'} {self.outfile}: {human(self.size)}",
-                f"  experts    {len(self.expert_names)}, {self.top_k} per token: "
-                + ", ".join(self.expert_names),
-                f"  layers     {layers}",
-                f"  positions  {sum(self.positions.values()):,} ({self.density():.3%}): {kinds}",
-                f"  bytes      {parts}",
-                f"  tensors    {len(self.tensors)}: {types}",
-                f"  base       {self.out_type or 'copied from the GGUF file'}"
-                + _COMPENSATED[self.compensation],
-                f"  deltas     {self.delta_type}, starts in mode {self.delta_mode}",
-            ]
-        )
+        return [
+            f"  experts    {len(self.expert_names)}, {self.top_k} per token: "
+            + ", ".join(self.expert_names),
+            f"  layers     {layers}",
+            f"  positions  {sum(self.positions.values()):,} ({self.density():.3%}): {kinds}",
+        ]
 
     def plan(self) -> str:
         """One line for each tensor."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from numpy.typing import NDArray
 from sardine_gguf.errors import FormatError
 
 from .arrays import DTYPES, DType
-from .files import parse_json, regular_size
+from .files import parse_json, read_json, regular_size
+from .gguf_file import as_bytes
 
 MAX_HEADER_BYTES = 100_000_000
 
@@ -26,11 +29,11 @@ _NAMES = {
     "I8": "i8",
     "U8": "u8",
     "BOOL": "bool",
+    "F8_E4M3": "f8_e4m3",
+    "F8_E5M2": "f8_e5m2",
 }
 # Types that a file may hold but that nothing here reads; sizes in bits.
 _OTHER_BITS = {
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
     "F8_E8M0": 8,
     "U16": 16,
     "U32": 32,
@@ -65,6 +68,35 @@ class StoredTensor:
         if 0 in self.shape:
             return np.empty(self.shape, self.dtype.numpy)
         return np.memmap(self.file, self.dtype.numpy, "r", self.offset, self.shape)
+
+    def rows(self, step: int) -> Iterator[NDArray[Any]]:
+        """The stored elements of a tensor that raw() can read, step rows [n, cols] at a time.
+
+        They are read and not mapped, so that what was used does not stay resident. A chunk is
+        valid until the next one.
+
+        Raises:
+            OSError: the file cannot be read, or is shorter than its header said.
+        """
+        assert self.dtype is not None
+        n_rows, n_cols = (1, *self.shape) if len(self.shape) == 1 else self.shape
+        buffer = np.empty((min(step, n_rows), n_cols), self.dtype.numpy)
+        with self.file.open("rb", buffering=0) as file:
+            at = self.offset
+            for first in range(0, n_rows, step):
+                chunk = buffer[: n_rows - first]
+                view = as_bytes(chunk)
+                # The next chunk comes from the disk while this one is converted.
+                os.posix_fadvise(file.fileno(), at, 2 * len(view), os.POSIX_FADV_WILLNEED)
+                while len(view):
+                    got = os.preadv(file.fileno(), [view], at)
+                    if got == 0:
+                        raise OSError(
+                            f"{self.file}: ends at byte {at} within {self.name!r}; "
+                            "was it changed during the conversion?"
+                        )
+                    view, at = view[got:], at + got
+                yield chunk
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -127,28 +159,34 @@ def _is_counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
-def open_folder(folder: Path) -> dict[str, StoredTensor]:
-    """All tensors of a model folder: model.safetensors, or the files of its index.
+def open_folder(folder: Path, stem: str = "model") -> dict[str, StoredTensor]:
+    """All tensors of a model folder: STEM.safetensors, or the files of its index.
 
     Raises:
         FormatError: no or malformed files, an index that does not match them or leaves the folder.
     """
-    index_path = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
+    index_path = folder / f"{stem}.safetensors.index.json"
+    single = folder / f"{stem}.safetensors"
     if single.exists():
         return read_header(inside(folder, single.name))
     if not index_path.exists():
         raise FormatError(
-            f"{folder}: neither model.safetensors nor model.safetensors.index.json; "
-            "expected the folder of a Hugging Face model in safetensors format",
+            f"{folder}: neither {single.name} nor {index_path.name}; "
+            "expected the folder of a model in safetensors format",
             file=str(folder),
         )
-    index = parse_json(
-        index_path.read_bytes() if regular_size(index_path) <= MAX_HEADER_BYTES else b"",
-        "index",
-        str(index_path),
-    )
-    mapping = index.get("weight_map") if isinstance(index, dict) else None
+    return open_index(index_path)
+
+
+def open_index(index_path: Path) -> dict[str, StoredTensor]:
+    """All tensors of the files that a *.safetensors.index.json names, which lie beside it.
+
+    Raises:
+        FormatError: a malformed index, one that does not match its files or leaves the folder.
+    """
+    folder = index_path.parent
+    index = read_json(index_path, MAX_HEADER_BYTES)
+    mapping = index.get("weight_map")
     if (
         not isinstance(mapping, dict)
         or not mapping

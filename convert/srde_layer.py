@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sardine_gguf.errors import FormatError
 
-from .pt_tensor import PtTensor
+from .file_tensor import FileTensor
 from .schema import matrix_shape
 
 # Keys of a layer's dict; each may carry the prefix "module.".
@@ -27,13 +27,13 @@ class SrdeLayer:
 
     index: int
     file: str
-    atoms: PtTensor
-    mix: PtTensor
-    importance: tuple[PtTensor, ...]
-    router: PtTensor
-    indices: PtTensor | None
-    mask_logits: PtTensor | None
-    base_ffn: dict[str, PtTensor]
+    atoms: FileTensor
+    mix: FileTensor
+    importance: tuple[FileTensor, ...]
+    router: FileTensor
+    indices: FileTensor | None
+    mask_logits: FileTensor | None
+    base_ffn: dict[str, FileTensor]
 
     @property
     def n(self) -> int:
@@ -55,7 +55,7 @@ def check_shapes(layer: SrdeLayer, hidden: int, inner: int) -> None:
     n_experts, n_atoms = layer.mix.shape
     total = 3 * hidden * inner
 
-    def expect(key: str, tensor: PtTensor, shape: tuple[int, ...], why: str) -> None:
+    def expect(key: str, tensor: FileTensor, shape: tuple[int, ...], why: str) -> None:
         if tensor.shape != shape:
             raise layer.bad(key, f"shape {list(tensor.shape)}, expected {list(shape)} ({why})")
 

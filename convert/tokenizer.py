@@ -7,45 +7,48 @@ from typing import Any
 
 from sardine_gguf.errors import FormatError
 
+from .chat_template import template_metadata
 from .files import read_json, read_json_if_there
 from .gguf_file import Metadata
+from .tekken import CONTROL, NORMAL, PATTERN, tekken_metadata
 from .tokenizer_special import special_metadata
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+USER_DEFINED, UNUSED = 4, 5
 
-_TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
-    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_PRE = {_TEKKEN: "tekken", _LLAMA3: "llama-bpe", _GPT2: "gpt-2"}
+_PRE = {PATTERN: "tekken", _LLAMA3: "llama-bpe", _GPT2: "gpt-2"}
 
 
-def tokenizer_metadata(folder: Path, vocab_size: int, warnings: list[str]) -> Metadata:
+def tokenizer_metadata(
+    folder: Path, arch: str, vocab_size: int, prefer_tekken: bool, warnings: list[str]
+) -> Metadata:
     """The tokenizer.* keys of a model folder, as llama.cpp's converter writes them.
 
     Without any tokenizer file the model becomes one that works on token ids alone, and a warning
     says so.
 
+    Args:
+        prefer_tekken: take tekken.json, not tokenizer.json, where both are there.
+
     Raises:
         FormatError: the tokenizer is of another kind or malformed, or has ids outside vocab_size.
         OSError: a file cannot be read.
     """
-    path = folder / "tokenizer.json"
+    path, tekken = folder / "tokenizer.json", folder / "tekken.json"
+    if tekken.exists() and (prefer_tekken or not path.exists()):
+        out = tekken_metadata(tekken, arch, vocab_size, warnings)
+        return {**out, **template_metadata(folder)}
     if not path.exists():
-        others = [
-            n for n in ("tekken.json", "tokenizer.model", "vocab.json") if (folder / n).exists()
-        ]
+        others = [f for n in ("tokenizer.model*", "vocab.json") for f in sorted(folder.glob(n))]
         if others:
             raise FormatError(
-                f"{folder / others[0]}: this tokenizer file alone is not supported "
-                "yet; save the tokenizer as tokenizer.json in the model's folder",
-                file=str(folder / others[0]),
+                f"{others[0]}: this tokenizer file alone is not supported; save the tokenizer as "
+                "tokenizer.json (with transformers), or put Mistral's tekken.json in the folder",
+                file=str(others[0]),
             )
         warnings.append(f"{folder}: no tokenizer files; the output works on token ids alone")
         return {"tokenizer.ggml.model": ("str", "none")}
@@ -56,7 +59,7 @@ def tokenizer_metadata(folder: Path, vocab_size: int, warnings: list[str]) -> Me
             f"{path}: {holes} of {vocab_size} token ids have no token; "
             "they are written as unused [PAD...] tokens"
         )
-    out: Metadata = {
+    out = {
         "tokenizer.ggml.model": ("str", "gpt2"),
         "tokenizer.ggml.pre": ("str", _pre(tokenizer, path, warnings)),
         "tokenizer.ggml.tokens": ("arr[str]", tokens),
@@ -66,7 +69,7 @@ def tokenizer_metadata(folder: Path, vocab_size: int, warnings: list[str]) -> Me
     if isinstance(config.get("add_prefix_space"), bool):
         out["tokenizer.ggml.add_space_prefix"] = ("bool", config["add_prefix_space"])
     out.update(special_metadata(folder, tokenizer, tokens, vocab_size))
-    return out
+    return {**out, **template_metadata(folder)}
 
 
 def _tokens(

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
+#include <optional>
 
 #include "bindings.h"
 #include "gguf_file.h"
@@ -88,18 +89,44 @@ py::object get(const GgufFile& f, const std::string& key, py::object fallback) {
     return v ? value_of(*v) : fallback;
 }
 
+// uint8 [n_rows, row bytes], or None where a value cannot be represented.
+py::object encode_rows(const py::buffer& data, const std::string& stored, const std::string& type,
+                       int64_t n_cols, int64_t head_rows,
+                       const std::optional<py::array_t<float, py::array::c_style>>& importance,
+                       int n_threads) {
+    const py::buffer_info info = data.request();
+    Rows rows{.stored = find_stored_type(stored), .n_cols = n_cols, .head_rows = head_rows};
+    const size_t row_size = quantized_row_size(type, n_cols), stride = n_cols * stored_size(rows.stored);
+    const size_t nbytes = static_cast<size_t>(info.size) * info.itemsize;
+    if (!PyBuffer_IsContiguous(info.view(), 'C') || nbytes % stride != 0)
+        throw InvalidArgument("expected contiguous rows of " + std::to_string(stride) + " bytes, found " +
+                              std::to_string(nbytes) + " bytes");
+    if (importance) {
+        if (importance->ndim() != 1 || importance->shape(0) != n_cols)
+            throw InvalidArgument("expected one importance for each of " + std::to_string(n_cols) +
+                                  " columns");
+        rows.importance = importance->data();
+    }
+    rows.src = info.ptr;
+    rows.n_rows = static_cast<int64_t>(nbytes / stride);
+    py::array_t<uint8_t> out({static_cast<py::ssize_t>(rows.n_rows), static_cast<py::ssize_t>(row_size)});
+    uint8_t* dst = out.mutable_data();
+    bool ok = false;
+    {
+        py::gil_scoped_release release;
+        ok = quantize_rows(type, rows, dst, n_threads > 0 ? n_threads : default_threads());
+    }
+    if (!ok) return py::none();
+    return std::move(out);
+}
+
 py::array_t<uint8_t> quantize(const py::array_t<float, py::array::c_style>& data, const std::string& type,
                               int n_threads) {
     if (data.ndim() != 2) throw InvalidArgument("quantize needs a 2-D float32 array");
-    const py::ssize_t rows = data.shape(0), cols = data.shape(1);
-    const size_t row_size = quantized_row_size(type, cols);
-    py::array_t<uint8_t> out({rows, static_cast<py::ssize_t>(row_size)});
-    const float* src = data.data();
-    uint8_t* dst = out.mutable_data();
-    {
-        py::gil_scoped_release release;
-        quantize_rows(type, src, dst, rows, cols, n_threads > 0 ? n_threads : default_threads());
-    }
+    py::object out = encode_rows(data, "f32", type, data.shape(1), 0, std::nullopt, n_threads);
+    if (out.is_none())
+        throw InvalidArgument("a value is not finite or beyond the largest " + type + ", " +
+                              std::to_string(largest_value(type)));
     return out;
 }
 
@@ -149,6 +176,17 @@ void bind_gguf(py::module_& m) {
           "(0: all).");
     m.def("dequantize", &dequantize, py::arg("data").noconvert(), py::arg("type"), py::arg("n_cols"),
           py::arg("n_threads") = 0, "The inverse of quantize: float32 [n_rows, n_cols].");
+    m.def("encode_rows", &encode_rows, py::arg("data"), py::arg("stored"), py::arg("type"), py::kw_only(),
+          py::arg("n_cols"), py::arg("head_rows") = 0, py::arg("importance").noconvert() = py::none(),
+          py::arg("n_threads") = 0,
+          "Rows of n_cols numbers stored as f64, f32, f16 or bf16 -> uint8 [n_rows, row bytes] of a ggml "
+          "type, on "
+          "n_threads threads (0: all). head_rows: the two halves of each so many rows are interleaved. "
+          "importance: "
+          "float32 [n_cols]. None where a value is not finite or beyond largest_value(type).");
+    m.def("largest_value", &largest_value, py::arg("type"), "Largest magnitude of a weight of this type.");
+    m.def("requires_importance", &requires_importance, py::arg("type"),
+          "True for types that cannot be made without an importance matrix.");
     m.def("default_threads", &default_threads, "Processors that this process may run on.");
 }
 

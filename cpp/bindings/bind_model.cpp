@@ -39,13 +39,16 @@ py::dict experts_dict(const Model& m) {
 void bind_model(py::module_& m) {
     py::class_<Model, std::shared_ptr<Model>>(m, "Model",
                                               "A mapped and checked model file; threads may share it.")
-        .def(py::init([](const std::string& path, int n_threads) {
+        .def(py::init([](const std::string& path, int n_threads, const std::optional<std::string>& adapter) {
                  py::gil_scoped_release release;
-                 return std::make_shared<Model>(path, ModelOptions{.n_threads = n_threads});
+                 return std::make_shared<Model>(path,
+                                                ModelOptions{.n_threads = n_threads, .adapter = adapter});
              }),
-             py::arg("path"), py::kw_only(), py::arg("n_threads") = 0)
+             py::arg("path"), py::kw_only(), py::arg("n_threads") = 0, py::arg("adapter") = py::none())
         .def_property_readonly("path", [](const Model& m) { return path_str(m.path()); })
         .def_property_readonly("file", &Model::file, py::return_value_policy::reference_internal)
+        .def_property_readonly("adapter", &Model::adapter, py::return_value_policy::reference_internal)
+        .def("adapter_fits_norms", &Model::adapter_fits_norms)
         .def_property_readonly("hparams", &hparams_dict)
         .def_property_readonly("experts", &experts_dict)
         .def_property_readonly("has_tokenizer", [](const Model& m) { return m.tokenizer().available(); })
@@ -90,6 +93,15 @@ void bind_model(py::module_& m) {
         .def_property_readonly("bos", [](const Model& m) { return m.tokenizer().bos(); })
         .def_property_readonly("eos", [](const Model& m) { return m.tokenizer().eos(); })
         .def_property_readonly("add_bos", [](const Model& m) { return m.tokenizer().add_bos(); });
+
+    m.def(
+        "check_adapter",
+        [](const GgufFile& file, int n_threads) {
+            py::gil_scoped_release release;
+            check_adapter(file, checked_threads(n_threads));
+        },
+        py::arg("file"), py::arg("n_threads") = 0,
+        "Checks all of an adapter file but for its base; raises FormatError.");
 }
 
 }  // namespace sardine::python

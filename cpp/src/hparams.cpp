@@ -3,6 +3,8 @@
 #include <cmath>
 #include <set>
 
+#include "adapter.h"
+
 namespace sardine {
 namespace {
 
@@ -63,6 +65,7 @@ RopeParams read_rope(const GgufFile& f, const std::string& a, int64_t n_ctx_trai
 }  // namespace
 
 HParams read_hparams(const GgufFile& f) {
+    refuse_adapter(f);
     HParams h;
     h.arch = std::string(f.string("general.architecture"));
     if (h.arch != "mistral3" && h.arch != "llama")
@@ -103,6 +106,12 @@ HParams read_hparams(const GgufFile& f) {
         h.attn_temp_scale = f.f32(a + ".attention.temperature_scale", 0.0f);
         h.attn_temp_length = h.rope.n_ctx_orig;
     }
+    const char* embd_name = "token_embd.weight";
+    const GgufTensor* embd = f.find_tensor(embd_name);
+    if (!embd) f.fail(embd_name, "tensor 'token_embd.weight' is missing");
+    h.n_vocab = embd->ne[1];
+    if (h.n_vocab < 1 || h.n_vocab > INT32_MAX)
+        f.fail(embd_name, "tensor 'token_embd.weight' has an impossible number of rows");
     return h;
 }
 

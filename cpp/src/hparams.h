@@ -47,6 +47,7 @@ struct ExpertParams {
     std::vector<uint32_t> layers;
 };
 
+// n_vocab is the number of rows of the embedding. Throws FormatError, also for an adapter file.
 HParams read_hparams(const GgufFile& file);
 ExpertParams read_expert_params(const GgufFile& file, const HParams& base);
 

@@ -4,6 +4,8 @@
 
 #include <thread>
 
+#include "adapter.h"
+
 namespace sardine {
 
 // The processors this process may run on, which containers often restrict.
@@ -23,8 +25,13 @@ int checked_threads(int n_threads) {
 Model::Model(const std::string& path, const ModelOptions& options)
     : file_(path),
       hparams_(read_hparams(file_)),
-      experts_(read_expert_params(file_, hparams_)),
-      weights_(load_weights(file_, hparams_, experts_, checked_threads(options.n_threads))),
+      adapter_(open_adapter(options.adapter, file_, hparams_)),
+      experts_(read_expert_params(adapter_ ? *adapter_ : file_, hparams_)),
+      weights_(load_weights(file_, adapter_.get(), hparams_, experts_, checked_threads(options.n_threads))),
       tokenizer_(file_, hparams_.n_vocab) {}
+
+bool Model::adapter_fits_norms() const {
+    return !adapter_ || fits_norms(*adapter_, file_, hparams_);
+}
 
 }  // namespace sardine

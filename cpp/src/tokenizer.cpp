@@ -61,7 +61,10 @@ void check_vocabulary(const GgufFile& f, const std::string& model, int64_t n_voc
             f.fail(list_key, "token " + std::to_string(i) + " stands twice or contains a NUL byte");
     }
     check_array(f, "tokenizer.ggml.token_type", GgufType::i32, tokens.size());
-    check_array(f, "tokenizer.ggml.scores", GgufType::f32, tokens.size());
+    // llama.cpp's converter writes integers for tekken.json; libllama takes both.
+    const GgufValue* scores = f.find("tokenizer.ggml.scores");
+    const bool integers = scores && scores->type == GgufType::array && scores->elem == GgufType::i32;
+    check_array(f, "tokenizer.ggml.scores", integers ? GgufType::i32 : GgufType::f32, tokens.size());
     if (model == "gpt2")
         for (const std::string_view merge : f.string_array("tokenizer.ggml.merges"))
             if (merge.find(' ', 1) == merge.npos)

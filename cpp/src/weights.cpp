@@ -4,7 +4,10 @@
 
 #include <cmath>
 #include <initializer_list>
+#include <optional>
 #include <set>
+
+#include "adapter.h"
 
 namespace sardine {
 namespace {
@@ -21,15 +24,21 @@ std::string shape_text(const GgufTensor& t) {
     return s + "]";
 }
 
+std::string layer_prefix(int64_t il) {
+    return "blk." + std::to_string(il) + ".";
+}
+
 class Loader {
  public:
-    Loader(const GgufFile& file, Weights& w) : file_(file) {
+    Loader(const GgufFile& file, TensorViews& w) : file_(file) {
         w.ctx.reset(ggml_init({.mem_size = (file.tensors().size() + 1) * ggml_tensor_overhead(),
                                .mem_buffer = nullptr,
                                .no_alloc = true}));
         // ggml never writes to weights; the mapping itself is read-only.
         auto* data = const_cast<uint8_t*>(file.bytes().data()) + file.data_offset();
-        w.buffer.reset(ggml_backend_cpu_buffer_from_ptr(data, file.bytes().size() - file.data_offset()));
+        // A file without tensors may end before its padding.
+        const size_t size = file.bytes().size() - std::min(file.bytes().size(), file.data_offset());
+        w.buffer.reset(ggml_backend_cpu_buffer_from_ptr(data, size));
         if (!w.ctx || !w.buffer) throw InsufficientMemory("no memory for the tensor table");
         ggml_backend_buffer_set_usage(w.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
         ctx_ = w.ctx.get();
@@ -216,28 +225,34 @@ LayerWeights load_layer(Loader& in, const std::string& p, const HParams& h) {
 
 }  // namespace
 
-Weights load_weights(const GgufFile& file, HParams& h, const ExpertParams& e, int n_threads) {
+Weights load_weights(const GgufFile& file, const GgufFile* adapter, const HParams& h, const ExpertParams& e,
+                     int n_threads) {
     Weights w;
-    Loader in(file, w);
-    const GgufTensor* embd = file.find_tensor("token_embd.weight");
-    if (!embd) file.fail("token_embd.weight", "tensor 'token_embd.weight' is missing");
-    h.n_vocab = embd->ne[1];
-    if (h.n_vocab < 1 || h.n_vocab > INT32_MAX)
-        file.fail("token_embd.weight", "tensor 'token_embd.weight' has an impossible number of rows");
+    Loader in(file, w.views);
     w.tok_embd = in.matrix("token_embd.weight", {h.n_embd, h.n_vocab});
     w.output_norm = in.vector("output_norm.weight", h.n_embd);
     w.output = in.has("output.weight") ? in.matrix("output.weight", {h.n_embd, h.n_vocab}) : w.tok_embd;
     w.rope_freqs = in.optional_vector("rope_freqs.weight", h.head_dim / 2);
-
-    std::set<int64_t> augmented(e.layers.begin(), e.layers.end());
     w.layers.reserve(h.n_layer);
-    for (int64_t i = 0; i < h.n_layer; ++i) {
-        const std::string p = "blk." + std::to_string(i) + ".";
-        w.layers.push_back(load_layer(in, p, h));
-        if (augmented.contains(i)) w.layers.back().experts = load_experts(in, p, h, e, n_threads);
-    }
+    for (int64_t i = 0; i < h.n_layer; ++i) w.layers.push_back(load_layer(in, layer_prefix(i), h));
+
+    std::optional<Loader> other;
+    if (adapter) other.emplace(*adapter, w.adapter_views);
+    Loader& from = other ? *other : in;
+    for (const uint32_t i : e.layers)
+        w.layers[i].experts = load_experts(from, layer_prefix(i), h, e, n_threads);
     in.refuse_unknown();
+    if (other) other->refuse_unknown();
     return w;
+}
+
+void check_adapter(const GgufFile& adapter, int n_threads) {
+    const HParams h = read_adapter_shape(adapter);
+    const ExpertParams e = read_expert_params(adapter, h);
+    TensorViews views;
+    Loader in(adapter, views);
+    for (const uint32_t i : e.layers) load_experts(in, layer_prefix(i), h, e, n_threads);
+    in.refuse_unknown();
 }
 
 }  // namespace sardine

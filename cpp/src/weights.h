@@ -1,4 +1,5 @@
-// Every tensor of a file: checked against the name, type and shape expected, and viewed in place by ggml.
+// Every tensor of a file (and of an adapter): checked against the name, type and shape expected, and viewed
+// in place by ggml.
 #pragma once
 
 #include <ggml-cpp.h>
@@ -36,6 +37,12 @@ struct LayerWeights {
     std::unique_ptr<LayerExperts> experts;  // null in a layer of the base alone
 };
 
+// Keeps the views of one file alive; the file must outlive them.
+struct TensorViews {
+    ggml_context_ptr ctx;
+    ggml_backend_buffer_ptr buffer;
+};
+
 struct Weights {
     ggml_tensor* tok_embd = nullptr;     // [n_embd, n_vocab]
     ggml_tensor* output_norm = nullptr;  // [n_embd]
@@ -43,12 +50,15 @@ struct Weights {
     ggml_tensor* rope_freqs = nullptr;   // [head_dim / 2], optional
     std::vector<LayerWeights> layers;
 
-    // Keep the views alive; `file` must outlive them.
-    ggml_context_ptr ctx;
-    ggml_backend_buffer_ptr buffer;
+    TensorViews views, adapter_views;
 };
 
-// Sets h.n_vocab from the embedding. `n_threads` is for the scan of the experts' indices and values.
-Weights load_weights(const GgufFile& file, HParams& h, const ExpertParams& e, int n_threads);
+// The experts are those of `adapter`, or of `file` where it is null. `n_threads` is for the scan of their
+// indices and values.
+Weights load_weights(const GgufFile& file, const GgufFile* adapter, const HParams& h, const ExpertParams& e,
+                     int n_threads);
+
+// Checks an adapter file without its base: keys, names, types, shapes, every index and value.
+void check_adapter(const GgufFile& adapter, int n_threads);
 
 }  // namespace sardine

@@ -98,7 +98,7 @@ class SardineFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., H] -> [..., H]; products are in x's type, routing and values in float32."""
         if self.mode == "off":
-            return self.ffn(x)
+            return self.ffn(x.float()).to(x.dtype)
         flat = x.reshape(-1, x.shape[-1])
         if self.forced is not None:
             self.route(flat.detach())  # unused here, but the router can learn from its logits

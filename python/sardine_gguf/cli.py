@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sardine_gguf.errors import FormatError, SardineError
+
+if TYPE_CHECKING:
+    from sardine_gguf.model import Sardine
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FORMAT, EXIT_IO, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -23,6 +28,11 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     p.add_argument("-m", "--model", metavar="FILE", required=True, help="GGUF file to run")
+    p.add_argument(
+        "--adapter",
+        metavar="FILE",
+        help="file with the experts alone (convert-sardine --adapter), for a plain base given with -m",
+    )
     p.add_argument("-p", "--prompt", metavar="TEXT", help="answer this and exit")
     p.add_argument("-f", "--file", metavar="FILE", help="answer this file's text and exit")
     p.add_argument("-sys", "--system-prompt", metavar="TEXT", help="system message of the chat")
@@ -93,10 +103,32 @@ def _single_prompt(args: argparse.Namespace) -> str | None:
     return None if sys.stdin.isatty() else sys.stdin.read()
 
 
+def _load(args: argparse.Namespace, verbose: bool) -> Sardine:
+    """The model; its warnings become lines on standard error."""
+    from sardine_gguf.model import Sardine
+    from sardine_gguf.terminal import clean
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = Sardine(
+            args.model,
+            adapter=args.adapter,
+            n_ctx=args.ctx_size or None,
+            n_batch=args.batch_size,
+            n_threads=None if args.threads == -1 else args.threads,
+            delta_mode=args.delta_mode,
+            kv_type=args.cache_type,
+            seed=args.seed,
+            verbose=verbose,
+        )
+    for warning in caught:
+        print(f"sardine-cli: warning: {clean(str(warning.message))}", file=sys.stderr)
+    return model
+
+
 def run(args: argparse.Namespace) -> int:
     """Loads the model and answers; errors are the caller's."""
     from sardine_gguf.chat_loop import Chat, run_turn, stats_line
-    from sardine_gguf.model import Sardine
     from sardine_gguf.terminal import Printer
 
     prompt = _single_prompt(args)
@@ -110,16 +142,7 @@ def run(args: argparse.Namespace) -> int:
         "top_p": args.top_p,
         "min_p": args.min_p,
     }
-    with Sardine(
-        args.model,
-        n_ctx=args.ctx_size or None,
-        n_batch=args.batch_size,
-        n_threads=None if args.threads == -1 else args.threads,
-        delta_mode=args.delta_mode,
-        kv_type=args.cache_type,
-        seed=args.seed,
-        verbose=args.verbose or prompt is None,
-    ) as model:
+    with _load(args, verbose=args.verbose or prompt is None) as model:
         if prompt is None:
             chat = Chat(model, system=args.system_prompt, show_stats=args.show_timings, **options)
             chat.run()

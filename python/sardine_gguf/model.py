@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -39,11 +40,19 @@ class Count(int):
         return int(self)
 
 
+def _encoded(path: str | os.PathLike[str]) -> bytes:
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError("the path contains a null byte")
+    return encoded
+
+
 class Sardine(OpenAIMethods):
     """A SaRDinE model (or its plain base) from one GGUF file, with one context.
 
     Args:
         path, model_path: the GGUF file; the second is llama-cpp-python's name for it.
+        adapter: a file with the experts alone (convert-sardine --adapter), for a path that is their base.
         n_ctx: context length in tokens; None takes the model's own, at most 8192.
         n_batch: tokens evaluated at a time in a prompt.
         n_threads: CPU threads; None takes every processor that this process may use.
@@ -58,7 +67,8 @@ class Sardine(OpenAIMethods):
             anyway, and refused elsewhere.
 
     Raises:
-        FormatError: the file is damaged, of another kind, or not a model that this runtime computes.
+        FormatError: a file is damaged, of another kind, not a model that this runtime computes, or the
+            adapter was made for a base of another shape.
         OSError: the file cannot be read.
         InsufficientMemory: the context does not fit the free memory.
         ValueError: an argument is out of range.
@@ -69,6 +79,7 @@ class Sardine(OpenAIMethods):
         path: str | os.PathLike[str] | None = None,
         *,
         model_path: str | os.PathLike[str] | None = None,
+        adapter: str | os.PathLike[str] | None = None,
         n_ctx: int | None = None,
         n_batch: int = 512,
         n_threads: int | None = None,
@@ -94,10 +105,17 @@ class Sardine(OpenAIMethods):
         for name, value in (("n_ctx", n_ctx), ("n_threads", n_threads)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1, or None for the default")
-        encoded = os.fsencode(path)
-        if b"\0" in encoded:
-            raise ValueError("the path contains a null byte")
-        self._model = _native.Model(encoded, n_threads=n_threads or 0)
+        self._model = _native.Model(
+            _encoded(path),
+            n_threads=n_threads or 0,
+            adapter=None if adapter is None else _encoded(adapter),
+        )
+        if not self._model.adapter_fits_norms():
+            warnings.warn(
+                f"{os.fspath(adapter or '')}: the base has the right shape, but its norms are not those of "
+                f"the model that the experts were made for: is {os.fspath(path)} another finetune?",
+                stacklevel=2,
+            )
         experts = self._model.experts
         self._delta_mode = delta_mode or (
             experts["delta_mode"] if experts["expert_count"] else "off"
@@ -156,8 +174,21 @@ class Sardine(OpenAIMethods):
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        """Every key of the file with its value."""
-        return {key: _printable(value) for key, (_, value) in self.model.file.kv.items()}
+        """Every key of the file with its value.
+
+        With an adapter also its sardine.* and adapter.* keys, and "adapter.path", which no file holds.
+        """
+        keys = dict(self.model.file.kv)
+        if self.model.adapter is not None:
+            own = self.model.adapter.kv.items()
+            keys |= {k: v for k, v in own if k.startswith(("sardine.", "adapter."))}
+            keys["adapter.path"] = ("str", self.model.adapter.path)
+        return {key: _printable(value) for key, (_, value) in keys.items()}
+
+    @property
+    def adapter(self) -> str | None:
+        """Path of the adapter file; None without one."""
+        return self.model.adapter.path if self.model.adapter else None
 
     @property
     def delta_mode(self) -> str:
@@ -195,7 +226,7 @@ class Sardine(OpenAIMethods):
         return list(self.model.experts["names"])
 
     def describe(self) -> str:
-        """The file, the base, the experts and the context, in three lines for people."""
+        """The file, the base, the experts and the context, in a few lines for people."""
         h, e = self.model.hparams, self.model.experts
         path = Path(self.model.path)
         name = _printable(self.model.file.get("general.name")) or path.stem
@@ -205,10 +236,15 @@ class Sardine(OpenAIMethods):
             if e["expert_count"]
             else "experts: none (a plain base model)"
         )
+        adapter = Path(self.adapter) if self.adapter else None
+        from_file = (
+            [f"adapter: {adapter.name}, {adapter.stat().st_size / 1e6:.1f} MB"] if adapter else []
+        )
         return "\n".join(
             (
                 f"model:   {name} ({h['arch']}, {h['n_layer']} layers of {h['n_embd']}), "
                 f"{path.stat().st_size / 1e6:.1f} MB, {path.name}",
+                *from_file,
                 experts,
                 f"runs:    {self.delta_mode} on the CPU, {self.session.n_threads} threads, "
                 f"context {self.n_ctx} tokens, {self.session.memory_bytes / 1e6:.0f} MB for it",

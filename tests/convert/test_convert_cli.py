@@ -31,6 +31,11 @@ def test_help_and_version(capsys):
         ["--block-columns", "x"],
         ["--block-columns", "0"],
         ["--threads", "0"],
+        ["--tensor-type", "attn_v"],
+        ["--token-embedding-type", "q9"],
+        ["--output-tensor-type", "i8"],
+        ["--leave-output-tensor", "--output-tensor-type", "f16"],
+        ["--outtype", "f16", "--tensor-type", "attn_v=q8_0"],
         ["--expert-names", "a,b"],
         ["--expert-names", "a,b,c,d,e,e"],
         ["--quiet", "--verbose"],
@@ -99,10 +104,13 @@ def test_progress_reaches_the_end(base, srde, tmp_path):
     report = conversion.convert(
         base, srde, tmp_path / "o.gguf", progress=lambda *args: seen.append(args)
     )
-    done = [d for d, _, _ in seen]
-    assert done == sorted(done)
-    assert seen[-1][:2] == (report.size, report.size)
-    assert {n for _, _, n in seen} == {t.name for t in report.tensors}
+    phases = [phase for phase, _, _, _ in seen]
+    assert phases == sorted(phases)  # reading, then writing
+    for phase in ("reading", "writing"):
+        done = [d for p, d, _, _ in seen if p == phase]
+        assert done == sorted(done)
+    assert seen[-1][1:3] == (report.size, report.size)
+    assert {n for p, _, _, n in seen if p == "writing"} == {t.name for t in report.tensors}
 
 
 def test_progress_bar_on_a_terminal(base, srde, tmp_path, capsys, monkeypatch):

@@ -228,7 +228,7 @@ def test_names(base, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"outtype": "q2_k"}, "outtype"),
+        ({"outtype": "q4_k"}, "outtype"),
         ({"delta_type": "q4_0"}, "delta type"),
         ({"delta_mode": "off"}, "delta mode"),
         ({"block_columns": 0}, "block columns"),

@@ -410,7 +410,7 @@ def test_flipped_bytes_of_tensors(small, tmp_path, capsys):
 def test_folders(small, srde, tmp_path, capsys):
     folder = tmp_path / "srde"
     folder.mkdir()
-    assert "neither" in refuse(small, folder, tmp_path, capsys)
+    assert "none of them" in refuse(small, folder, tmp_path, capsys)
     for name in ("srde_weights.pt", "weights.pt"):
         torch.save({"srde_layers": srde_layers(small), "config": {"top_k": 2}}, folder / name)
     line = refuse(small, folder, tmp_path, capsys)
@@ -549,7 +549,18 @@ CONFIGS = {
     "bias": {"attention_bias": True},
     "mlp bias": {"mlp_bias": True},
     "act": {"hidden_act": "gelu"},
-    "fp8": {"quantization_config": {"quant_method": "fp8"}},
+    **{
+        f"quantized {v!r:.40}": {"quantization_config": v}
+        for v in (
+            {"quant_method": "gptq", "bits": 4},
+            {"quant_method": None},
+            {},
+            [1],
+            {"quant_method": "fp8", "weight_block_size": [0, 128]},
+            {"quant_method": "fp8", "weight_block_size": [128]},
+            {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+        )
+    },
     "layer types": {"layer_types": ["sliding_attention", "full_attention"]},
     "text config": {"model_type": "mistral3", "text_config": 5},
     "other text": {"model_type": "mistral3", "text_config": {"model_type": "mistral"}},
@@ -567,6 +578,9 @@ def test_configs(base, srde, tmp_path, capsys, name):
         edit = json.loads((folder / "tokenizer_config.json").read_text())
         edit.pop("bos_token")
         (folder / "tokenizer_config.json").write_text(json.dumps(edit))
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        tokenizer["post_processor"] = None
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **CONFIGS[name]}))
     refuse(folder, srde, tmp_path, capsys)
@@ -661,6 +675,14 @@ TOKENIZERS = {
     "no model": lambda d: d.pop("model"),
     "model is a list": lambda d: d.update(model=[]),
     "post processor": lambda d: d.update(post_processor=[1]),
+    "post number": lambda d: d.update(post_processor=5),
+    "processors": lambda d: d.update(post_processor={"processors": {"a": 1}}),
+    "processor number": lambda d: d.update(post_processor={"processors": [1]}),
+    "template single": lambda d: d["post_processor"].update(single=5),
+    "template pieces": lambda d: d["post_processor"].update(pair=[1, 2]),
+    "merge of lists": lambda d: d["model"].update(merges=[["a", ["b"]]]),
+    "merge of nothing": lambda d: d["model"].update(merges=["a "]),
+    "merges object": lambda d: d["model"].update(merges={"a": "b"}),
 }
 
 
@@ -674,12 +696,12 @@ def test_tokenizers(base, srde, tmp_path, capsys, name):
     refuse(folder, srde, tmp_path, capsys)
 
 
-@pytest.mark.parametrize("name", ["tekken.json", "tokenizer.model", "vocab.json"])
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.model.v3", "vocab.json"])
 def test_tokenizer_kinds_that_are_not_read(small, srde, tmp_path, capsys, name):
     folder = tmp_path / "m"
     shutil.copytree(small, folder)
     (folder / name).write_text("{}")
-    assert "not supported yet" in refuse(folder, srde, tmp_path, capsys)
+    assert "not supported" in refuse(folder, srde, tmp_path, capsys)
 
 
 # A GGUF base

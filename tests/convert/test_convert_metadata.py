@@ -201,10 +201,11 @@ def edit(folder, name, change):
     ],
 )
 def test_splitting_rule(tmp_path, regex, byte_level, ignore, pre, warned):
-    from sardine_gguf.convert.tokenizer import _LLAMA3, _TEKKEN
+    from sardine_gguf.convert.tekken import PATTERN
+    from sardine_gguf.convert.tokenizer import _LLAMA3
 
     folder = tiny_base(tmp_path / "m", layers=1)
-    pattern = {"llama": _LLAMA3, "tekken": _TEKKEN}.get(regex, regex)
+    pattern = {"llama": _LLAMA3, "tekken": PATTERN}.get(regex, regex)
 
     def change(data):
         steps = [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": byte_level}]
