@@ -179,6 +179,7 @@ int32_t Sampler::sample(std::span<const float> logits) {
     if (static_cast<int64_t>(logits.size()) != n_vocab_)
         throw InvalidArgument("there are " + std::to_string(logits.size()) + " logits, expected " +
                               std::to_string(n_vocab_));
+    if (grammar_failed_) throw Error("the text cannot go on by the grammar");  // libllama would abort
     int32_t token = choose(logits, false);
     // As llama.cpp: the whole vocabulary is held against the grammar only when the choice is.
     if (grammar_) {
@@ -186,7 +187,9 @@ int32_t Sampler::sample(std::span<const float> logits) {
         try {
             llama_sampler_accept(grammar_.get(), token);
         } catch (const std::exception& e) {
-            throw Error(std::string("the grammar does not accept the token that it allowed: ") + e.what());
+            // A <token> element after characters: libllama lets it match inside of a token, then does not.
+            grammar_failed_ = true;
+            throw Error(std::string("the text cannot go on by the grammar: ") + e.what());
         }
     }
     llama_sampler_accept(chain_.get(), token);

@@ -176,6 +176,28 @@ def test_any_text_as_grammar(tiny_sampler: Any, pieces: list[str]) -> None:
     tiny_sampler("root ::= " + "".join(pieces))
 
 
+TERMINALS = st.sampled_from(['"a"', '"bc"', "[a-z]", "[^a]", ".", '""', "x", "y", "root", "<[9]>"])
+
+
+def compound(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    repeat = st.sampled_from(["*", "+", "?", "{2}", "{0,3}", "{2,}", "{0}"])
+    return (
+        st.tuples(inner, repeat).map(lambda t: f"({t[0]}){t[1]}")
+        | st.lists(inner, min_size=1, max_size=3).map(lambda t: "(" + " | ".join(t) + ")")
+        | st.lists(inner, min_size=1, max_size=3).map(" ".join)
+    )
+
+
+RULES = st.recursive(TERMINALS, compound, max_leaves=8)
+
+
+@settings(max_examples=300, deadline=None)
+@given(RULES, RULES, RULES)
+def test_any_rules(tiny_sampler: Any, root: str, x: str, y: str) -> None:
+    """The same with text that has the form of a grammar, so that recursion is what decides."""
+    tiny_sampler(f"root ::= {root}\nx ::= {x}\ny ::= {y}")
+
+
 @pytest.fixture(scope="module")
 def tiny_sampler(model: Sardine) -> Any:
     rng = np.random.default_rng(0)
@@ -198,6 +220,18 @@ def tiny_sampler(model: Sardine) -> Any:
                 return
 
     return run
+
+
+def test_a_grammar_that_fails_stays_failed(model: Sardine) -> None:
+    """libllama lets a <token> element match inside of a token and then does not accept it."""
+    ids = {t: model.detokenize([t]) for t in range(model.n_vocab)}
+    two = next(t for t, text in ids.items() if re.fullmatch("[a-z]{2}", text))
+    sampler = model.sampling.override(grammar="root ::= [a-z] !<[8]>").sampler(model.model, 64)
+    logits = np.zeros(model.n_vocab, np.float32)
+    logits[two] = 100
+    for _ in range(3):
+        with pytest.raises(SardineError, match="by the grammar"):
+            sampler.sample_logits(logits)
 
 
 def test_grammar_without_tokenizer() -> None:

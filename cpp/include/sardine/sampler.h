@@ -65,6 +65,7 @@ class Sampler {
     int32_t repeat_last_n_;
     std::vector<llama_logit_bias> bias_;
     Owned grammar_, chain_;
+    bool grammar_failed_ = false;
     std::vector<int32_t> forbidden_;  // with the grammar: control tokens, whose names a rule could spell
     std::vector<llama_token_data> candidates_;
 };
