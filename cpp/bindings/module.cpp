@@ -7,5 +7,6 @@ PYBIND11_MODULE(_native, m) {
     bind_gguf(m);
     bind_model(m);
     bind_session(m);
+    bind_system(m);
     bind_testing(m);
 }
