@@ -10,6 +10,7 @@ from typing import Literal
 
 from sardine_gguf._native import Model, Sampler, Session
 from sardine_gguf.errors import ContextOverflow
+from sardine_gguf.thoughts import ThoughtBudget
 
 FinishReason = Literal["stop", "length"]
 Channel = Literal["content", "reasoning"]
@@ -88,7 +89,8 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 class Generation:
     """Iterates over (channel, text) pieces of one completion.
 
-    Channels are "content", and "reasoning" for what stands between the think tokens, if any are given.
+    Channels are "content", and "reasoning" for what stands between the think tokens, if any are given and
+    `split_thoughts` is set; without it they are part of the content, the think tokens' names around them.
     When it is exhausted `finish_reason` says why; `timings` holds counts and times.
     """
 
@@ -102,6 +104,8 @@ class Generation:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         think: tuple[int, int] | None = None,
+        split_thoughts: bool = True,
+        thoughts: ThoughtBudget | None = None,
         reuse_prefix: bool = False,
         on_token: Callable[[int], None] | None = None,
     ) -> None:
@@ -118,7 +122,8 @@ class Generation:
             )
         self._model, self._session, self._sampler = model, session, sampler
         self._prompt, self._max_tokens = prompt, max_tokens
-        self._stop, self._think = tuple(stop), think
+        self._stop, self._think, self._split_thoughts = tuple(stop), think, split_thoughts
+        self._thoughts = thoughts or ThoughtBudget(think or (-1, -1), -1, prompt)
         self._reuse_prefix, self._on_token = reuse_prefix, on_token
         self.finish_reason: FinishReason | None = None
         self.timings = Timings(prompt_tokens=len(prompt))
@@ -150,21 +155,23 @@ class Generation:
     def _run(self) -> Generator[tuple[Channel, str], None, None]:
         self._evaluate_prompt()
         start = time.perf_counter()
-        channel: Channel = "content"
-        text = TextFilter(self._stop)
+        inside = self._think is not None and self._split_thoughts and self._thoughts.inside
+        channel: Channel = "reasoning" if inside else "content"
+        text = TextFilter(() if inside else self._stop)
         ended = False
         for token in self._sampled_tokens():
             self.timings.completion_seconds = time.perf_counter() - start
             ended = self._model.is_end(token)
             if ended:
                 break
-            if self._think and token in self._think:
+            is_think = self._think is not None and token in self._think
+            if is_think and self._split_thoughts:
                 if piece := text.push(b"", final=True):
                     yield channel, piece
-                channel = "reasoning" if token == self._think[0] else "content"
+                channel = "reasoning" if self._thoughts.inside else "content"
                 # Stop strings end the answer, not the thoughts.
                 text = TextFilter(() if channel == "reasoning" else self._stop)
-            elif piece := text.push(self._model.piece(token)):
+            elif piece := text.push(self._model.piece(token, is_think)):
                 yield channel, piece
             if text.stopped:
                 break
@@ -179,7 +186,9 @@ class Generation:
                 if self._session.n_tokens >= self._session.n_ctx:
                     return
                 self._session.decode(self.tokens[-1:])
-            token = self._sampler.sample(self._session)
+            forced = self._thoughts.forced()
+            token = self._sampler.sample(self._session) if forced is None else forced
+            self._thoughts.follow(token)
             self.tokens.append(token)
             self.timings.completion_tokens += 1
             if self._on_token:

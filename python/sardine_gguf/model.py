@@ -19,8 +19,10 @@ from sardine_gguf.chat import ChatTemplate, Message
 from sardine_gguf.completion import chat_completion, chat_completion_chunks
 from sardine_gguf.generation import Generation
 from sardine_gguf.sampling import SamplingOptions
+from sardine_gguf.thoughts import ThoughtBudget
 
 DeltaMode = Literal["sparse", "gain", "off"]
+ReasoningFormat = Literal["auto", "deepseek", "none"]
 
 
 def _printable(value: Any) -> Any:
@@ -40,6 +42,8 @@ class GenerationOptions(TypedDict, total=False):
     min_p: float | None
     seed: int | None
     stop: str | Sequence[str] | None
+    reasoning_budget: int | None
+    reasoning_format: ReasoningFormat
 
 
 def _stop_list(stop: str | Sequence[str] | None) -> list[str]:
@@ -260,6 +264,8 @@ class Sardine:
         min_p: float | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        reasoning_budget: int | None = None,
+        reasoning_format: ReasoningFormat = "auto",
         think: tuple[int, int] | None = None,
         reuse_prefix: bool = False,
     ) -> Generation:
@@ -270,11 +276,23 @@ class Sardine:
             max_tokens: None goes on to the end of the context.
             temperature, top_k, top_p, min_p, seed: see SamplingOptions; None takes `self.sampling`'s.
             stop: text that ends the answer and is not part of it.
+            reasoning_budget: tokens of thought at most, after which the end of the thoughts is forced and the
+                answer begins; 0 allows none; -1, like None, sets no limit.
+            reasoning_format: "auto" and "deepseek" give thoughts apart from the answer (as
+                `reasoning_content`); "none" leaves them in it, between the think tokens' names.
             think: ids of the tokens around thoughts, which then come on the channel "reasoning".
             reuse_prefix: keep the evaluated tokens that the prompt begins with. Without it they are kept
                 only when the prompt continues all of them, so that equal calls give equal text.
         """
+        if reasoning_format not in ("auto", "deepseek", "none"):
+            raise ValueError(
+                f"reasoning_format is {reasoning_format!r}, expected auto, deepseek or none"
+            )
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
+        around = think or self.think_tokens
+        thoughts = ThoughtBudget(
+            around or (-1, -1), -1 if reasoning_budget is None else reasoning_budget, tokens
+        )
         options = self.sampling.override(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
         )
@@ -285,7 +303,9 @@ class Sardine:
             options.sampler(),
             max_tokens=max_tokens,
             stop=_stop_list(stop),
-            think=think,
+            think=around if reasoning_format == "none" else think,
+            split_thoughts=reasoning_format != "none",
+            thoughts=thoughts,
             reuse_prefix=reuse_prefix,
         )
 
