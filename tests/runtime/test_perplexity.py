@@ -377,7 +377,8 @@ def test_damaged_logits(logits_bytes: bytes, tmp_path: Path) -> None:
         for value in (-1, 0, 1, 2**31 - 1):
             if (offset, value) != (16, 2):
                 refused(patched(offset, "<i", value), "expected")
-    for value in (-1, 1536, 2**31 - 1):
+    n_vocab = struct.unpack_from("<i", logits_bytes, 12)[0]
+    for value in (-1, n_vocab, 2**31 - 1):
         refused(patched(24, "<i", value), "outside the vocabulary")
     for value in (math.nan, math.inf, -1.0, 1.0):
         refused(patched(rows, "<f", value), "row")
