@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -245,8 +246,15 @@ def run(args: argparse.Namespace) -> int:
             "chunks": len(chunks),
             **result,
         }
-    print(json.dumps(result) if args.json else "\n".join(lines))
+    print(json.dumps(_finite(result)) if args.json else "\n".join(lines))
     return EXIT_OK
+
+
+def _finite(value: Any) -> Any:
+    """A copy in which null stands for figures beyond float64, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _measure(

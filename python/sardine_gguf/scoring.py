@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sardine_gguf.errors import SardineError
 from sardine_gguf.model import Sardine
 
 Floats = NDArray[np.float64]
@@ -65,6 +66,10 @@ def chunk_logits(model: Sardine, chunk: Sequence[int]) -> Iterator[NDArray[np.fl
             model.session.decode(batch)
             continue
         logits = model.eval(batch)[max(0, first - begin) : last - begin]
+        if not np.isfinite(logits).all():
+            raise SardineError(
+                f"{model.model.path}: the model gave a logit that is not finite: its weights are damaged"
+            )
         if len(logits):
             yield logits
 

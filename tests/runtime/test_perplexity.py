@@ -12,13 +12,14 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
+from gguf_mutate import Gguf
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sardine_gguf import FormatError, Sardine
 from sardine_gguf.convert import convert, write_base
 from sardine_gguf.logits_file import LogitsFile, decode_rows, encode_rows, row_numbers
-from sardine_gguf.perplexity import main
+from sardine_gguf.perplexity import _finite, main
 from sardine_gguf.scoring import Divergence, Perplexity, cut, log_softmax, scored
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-sardine"
@@ -431,3 +432,20 @@ def test_figures_of_extreme_values() -> None:
     assert s["kld"] == {"value": 0, "error": 0}
     assert s["ln_ppl_correlation"] is None
     json.dumps(s, allow_nan=False)
+    assert _finite({"a": {"value": p.value, "error": 0.5}, "n": 3}) == {
+        "a": {"value": None, "error": 0.5},
+        "n": 3,
+    }
+
+
+def test_a_model_that_is_damaged(base: Path, text: Path, tmp_path: Path, capsys: Any) -> None:
+    """Weights that give no number are an error and not a figure; no file is left."""
+    g = Gguf.parse(base.read_bytes())
+    (norm,) = [t for t in g.tensors if t.name == b"output_norm.weight"]
+    norm.data = np.full(len(norm.data) // 4, np.finfo(np.float32).max, np.float32).tobytes()
+    path = tmp_path / "m.gguf"
+    path.write_bytes(g.build())
+    args = ("-m", path, "-f", text, "-c", N_CTX, "--save-all-logits", tmp_path / "logits")
+    code, _, err = run(capsys, *args)
+    assert (code, "not finite" in err) == (1, True), err
+    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
