@@ -17,6 +17,7 @@ void bind_gguf(py::module_& m);
 void bind_model(py::module_& m);
 void bind_session(py::module_& m);
 void bind_sampler(py::module_& m);
+void bind_system(py::module_& m);
 void bind_testing(py::module_& m);
 
 // Bytes of a file that should be UTF-8; anything else becomes U+FFFD instead of an exception.

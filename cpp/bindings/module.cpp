@@ -8,5 +8,6 @@ PYBIND11_MODULE(_native, m) {
     bind_model(m);
     bind_session(m);
     bind_sampler(m);
+    bind_system(m);
     bind_testing(m);
 }

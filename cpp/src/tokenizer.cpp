@@ -6,10 +6,13 @@
 #include <thread>
 #include <unordered_set>
 
+#include "log.h"
+
 namespace sardine {
 namespace {
 
-// While it lives, libllama's messages go to `text`. The callback is global to the process, so it is put back.
+// While it lives, libllama's errors go to `text` and the rest to the log sink. The callback is global to the
+// process, so it is put back.
 class CaptureLog {
  public:
     CaptureLog() : lock_(mutex()) {
@@ -19,6 +22,8 @@ class CaptureLog {
                 auto* log = static_cast<CaptureLog*>(self);
                 if (level == GGML_LOG_LEVEL_ERROR && std::this_thread::get_id() == log->thread_)
                     log->text += line;
+                else if (const LogSink sink = log_sink)
+                    sink(level, line);
             },
             this);
     }

@@ -1,8 +1,9 @@
 """Run SaRDinE models from one GGUF file."""
 
-from sardine_gguf import _libs
+from sardine_gguf import _libs, _log
 
 _libs.load()
+_log.connect()
 
 from sardine_gguf.errors import (  # noqa: E402
     BusyError,

@@ -1,20 +1,17 @@
-"""Messages to tokens: the model's own Jinja template in a sandbox, user text never read as control tokens."""
+"""Messages to tokens: the model's own Jinja template, user text never read as special tokens."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any
-
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from collections.abc import Sequence
 
 from sardine_gguf._native import Model
 from sardine_gguf.errors import FormatError
+from sardine_gguf.messages import Message, TemplateStyle, normalise
+from sardine_gguf.special_text import SpecialText
+from sardine_gguf.template_process import TEMPLATES, TemplateRefusal, TemplateSyntax
 
-Message = Mapping[str, Any]
+__all__ = ["ChatTemplate", "Message"]
 
 # For files without a template whose vocabulary has Mistral's control tokens.
 _MISTRAL_TEMPLATE = """{{ bos_token }}{% for m in messages %}\
@@ -24,23 +21,11 @@ _MISTRAL_TEMPLATE = """{{ bos_token }}{% for m in messages %}\
 {% else %}{{ raise_exception('unknown role ' + m.role) }}{% endif %}{% endfor %}"""
 
 
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _plain_content(message: Message) -> dict[str, Any]:
-    """A copy whose content is text if it is a list of text blocks; other blocks stay for the template."""
-    out = dict(message)
-    content = out.get("content")
-    if isinstance(content, list | tuple) and all(
-        isinstance(b, Mapping) and b.get("type") == "text" for b in content
-    ):
-        out["content"] = "".join(str(b.get("text", "")) for b in content)
-    return out
-
-
 class ChatTemplate:
     """Renders messages and tokenizes the result.
+
+    Messages are OpenAI's; thoughts of an assistant may come as `reasoning_content` or as blocks
+    {"type": "thinking", "thinking": text}. A last assistant message with "prefix": True is continued.
 
     Args:
         model: gives the template (unless `template` does) and the tokenizer.
@@ -53,9 +38,10 @@ class ChatTemplate:
     def __init__(self, model: Model, template: str | None = None) -> None:
         self._model = model
         path = model.path
-        control = model.control_tokens
+        special = {t: i for t, i in model.control_tokens.items() if t and not t.isspace()}
+        is_mistral = "[INST]" in special and "[/INST]" in special
         source = template or model.file.get("tokenizer.chat_template")
-        if source is None and "[INST]" in control and "[/INST]" in control:
+        if source is None and is_mistral:
             source = _MISTRAL_TEMPLATE
         if not isinstance(source, str):
             raise FormatError(
@@ -64,89 +50,69 @@ class ChatTemplate:
                 file=path,
                 field="tokenizer.chat_template",
             )
-        env = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        env.globals["raise_exception"] = _raise
-        # Jinja's own escapes all but ASCII, and HTML, neither of which a prompt wants.
-        env.filters["tojson"] = lambda value, indent=None: json.dumps(
-            value, ensure_ascii=False, indent=indent
-        )
-        env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
-            self._template = env.from_string(source)
-        except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as e:
+            TEMPLATES.check(source)
+        except (TemplateSyntax, TemplateRefusal) as e:
             raise FormatError(
                 f"{path}: the chat template does not parse: {e}",
                 file=path,
                 field="tokenizer.chat_template",
             ) from e
+        self._source = source
+        self._style = TemplateStyle.of(source, is_mistral=is_mistral)
         self._bos = model.token_text(model.bos) if model.bos >= 0 else ""
         self._eos = model.token_text(model.eos) if model.eos >= 0 else ""
-        self._control_pattern = re.compile(
-            "|".join(re.escape(t) for t in sorted(control, key=len, reverse=True)) or r"(?!)"
+        self._special = SpecialText(special)
+        # libllama finds these in any text, parsed or not.
+        always = [t for t, i in special.items() if not model.is_control(i) and len(t) > 1]
+        self._always_found = re.compile(
+            "|".join(re.escape(t) for t in sorted(always, key=len, reverse=True)) or r"(?!)"
         )
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The prompt as text, control tokens spelled out. Raises ValueError if the template refuses."""
-        return self._render([_plain_content(m) for m in messages], add_generation_prompt)
+        """The prompt as text, special tokens spelled out. Raises ValueError if the template refuses."""
+        return self._render(normalise(messages, self._style), add_generation_prompt)
 
-    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        continued = bool(messages) and messages[-1].get("prefix") is True
+        if continued and messages[-1].get("role") != "assistant":
+            raise ValueError('"prefix" is for a last message of the assistant, which is continued')
+        variables = {
+            "messages": messages,
+            "bos_token": self._bos,
+            "eos_token": self._eos,
+            "add_generation_prompt": add_generation_prompt and not continued,
+        }
         try:
-            return self._template.render(
-                messages=messages,
-                bos_token=self._bos,
-                eos_token=self._eos,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except Exception as e:  # a template is a program: it can fail in any way
+            text = TEMPLATES.render(self._source, variables)
+        except TemplateRefusal as e:
             raise ValueError(f"the chat template refuses these messages: {e}") from e
+        if continued and self._eos and text.rstrip().endswith(self._eos):
+            return text.rstrip().removesuffix(self._eos)
+        return text
 
     def encode(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True
     ) -> list[int]:
-        """The prompt's token ids; names of control tokens inside messages stay plain text."""
-        held: list[str] = []
-        mark = self._unused_mark(messages)
-
-        def hold(match: re.Match[str]) -> str:
-            held.append(match.group())
-            return f"{mark}{len(held) - 1}{mark}"
-
-        def guard(value: Any) -> Any:
-            if isinstance(value, str):
-                return self._control_pattern.sub(hold, value)
-            if isinstance(value, Mapping):
-                return {k: v if k in ("role", "type") else guard(v) for k, v in value.items()}
-            return [guard(v) for v in value] if isinstance(value, list | tuple) else value
-
-        plain = [_plain_content(m) for m in messages]
-        text = self._render([guard(m) for m in plain], add_generation_prompt)
+        """The prompt's token ids; names of special tokens inside messages stay plain text."""
+        disguise = self._special.disguise(messages, self._source)
+        plain = [disguise.hide(m) for m in normalise(messages, self._style)]
+        text = self._render(plain, add_generation_prompt)
         ids: list[int] = []
-        for i, part in enumerate(re.split(f"{mark}([0-9]+){mark}", text)):
-            if part:
-                literal = i % 2 == 1
-                ids += self._model.tokenize(
-                    held[int(part)] if literal else part, False, not literal
-                )
+        for part in self._special.split(text):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += self._plain_ids(disguise.show(part))
         if self._model.add_bos and self._model.bos >= 0 and ids[:1] != [self._model.bos]:
             ids.insert(0, self._model.bos)
         return ids
 
-    @staticmethod
-    def _unused_mark(messages: Sequence[Message]) -> str:
-        """A private-use character that stands in no message."""
-        used: set[str] = set()
-
-        def look(value: Any) -> None:
-            if isinstance(value, str):
-                used.update(value)
-            elif isinstance(value, Mapping):
-                for v in value.values():
-                    look(v)
-            elif isinstance(value, list | tuple):
-                for v in value:
-                    look(v)
-
-        look(messages)
-        return next(c for c in map(chr, range(0xE000, 0xF900)) if c not in used)
+    def _plain_ids(self, text: str) -> list[int]:
+        """Ids of text in which nothing is a special token."""
+        ids: list[int] = []
+        begin = 0
+        while match := self._always_found.search(text, begin):
+            ids += self._model.tokenize(text[begin : match.start() + 1], False, False)
+            begin = match.start() + 1
+        return ids + self._model.tokenize(text[begin:], False, False) if text[begin:] else ids

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +32,39 @@ def stats_line(generation: Generation) -> str:
     )
 
 
-def run_turn(generation: Generation, printer: Printer) -> tuple[str, bool]:
-    """Runs a generation and prints it as it goes.
+@dataclass
+class Turn:
+    """What came of one generation: the answer, the thoughts before it, whether Ctrl-C stopped it."""
 
-    Returns:
-        the answer's text, and whether Ctrl-C stopped it.
-    """
-    answer, interrupted = "", False
+    answer: str = ""
+    thoughts: str = ""
+    interrupted: bool = False
+
+    @property
+    def message(self) -> dict[str, str]:
+        """The assistant's message. Thoughts stay in the context, which the next turn then continues."""
+        message = {"role": "assistant", "content": self.answer}
+        if self.thoughts:
+            message["reasoning_content"] = self.thoughts
+        return message
+
+
+def run_turn(generation: Generation, printer: Printer) -> Turn:
+    """Runs a generation and prints it as it goes."""
+    turn = Turn()
     try:
         for channel, text in generation:
             printer.write(channel, text)
             if channel == "content":
-                answer += text
+                turn.answer += text
+            else:
+                turn.thoughts += text
     except KeyboardInterrupt:
-        interrupted = True
+        turn.interrupted = True
     finally:
         generation.close()
     printer.end()
-    return answer, interrupted
+    return turn
 
 
 class Chat:
@@ -65,10 +81,12 @@ class Chat:
         *,
         system: str | None = None,
         show_stats: bool = True,
+        hide_thinking: bool = False,
         read: Callable[[], str] | None = None,
         **options: Any,
     ) -> None:
         self._model, self._options, self._show_stats = model, options, show_stats
+        self._hide_thinking = hide_thinking
         self._start: list[dict[str, Any]] = (
             [{"role": "system", "content": system}] if system else []
         )
@@ -109,20 +127,20 @@ class Chat:
 
     def _answer(self, text: str) -> None:
         self.messages.append({"role": "user", "content": text})
-        printer = Printer(sys.stdout, sys.stdout)
+        printer = Printer(sys.stdout, None if self._hide_thinking else sys.stdout)
         try:
             generation = self._model.start_chat(self.messages, **self._options)
-            answer, interrupted = run_turn(generation, printer)
+            turn = run_turn(generation, printer)
         except (SardineError, ValueError) as e:
             self.messages.pop()
             hint = " /clear starts over." if isinstance(e, ContextOverflow) else ""
             self._say(f"error: {e}{hint}")
             return
-        if answer:
-            self.messages.append({"role": "assistant", "content": answer})
+        if turn.answer:
+            self.messages.append(turn.message)
         else:
             self.messages.pop()  # templates want user and assistant to take turns
-        if interrupted:
+        if turn.interrupted:
             self._say("(stopped)")
         elif generation.finish_reason == "length":
             self._say("(cut: max tokens or the context's end)")

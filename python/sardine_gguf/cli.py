@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sardine_gguf.errors import FormatError, SardineError
+from sardine_gguf.program import (
+    EXIT_CODES,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    log_to_stderr,
+    run_program,
+)
 
 if TYPE_CHECKING:
     from sardine_gguf.model import Sardine
-
-EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FORMAT, EXIT_IO, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="sardine-cli",
         description="Chat with a SaRDinE model. With -p, or with text on standard input, it answers once.",
-        epilog="exit codes: 0 done, 1 failed, 2 wrong use, 3 bad file, 4 file not readable, 130 interrupted",
+        epilog=EXIT_CODES,
         allow_abbrev=False,
     )
     p.add_argument("-m", "--model", metavar="FILE", required=True, help="GGUF file to run")
@@ -70,6 +74,20 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--min-p", type=float, metavar="P", help="drop tokens below P of the best (0.05)"
     )
+    p.add_argument("--hide-thinking", action="store_true", help="do not show the model's thoughts")
+    p.add_argument(
+        "--reasoning-budget",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="tokens of thought at most, then the answer is forced (-1: no limit, 0: none)",
+    )
+    p.add_argument(
+        "--reasoning-format",
+        choices=("auto", "deepseek", "none"),
+        default="auto",
+        help="none: leave thoughts in the answer, as the model writes them (auto, deepseek: apart)",
+    )
     p.add_argument(
         "--delta-mode",
         choices=("sparse", "gain", "off"),
@@ -88,7 +106,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=True,
         help="tokens per second after each answer, on standard error",
     )
-    p.add_argument("-v", "--verbose", action="store_true", help="say what was loaded")
+    p.add_argument(
+        "-v", "--verbose", action="store_true", help="say what was loaded, and what libllama says"
+    )
     p.add_argument("--version", action="version", version=f"sardine-cli {__version__}")
     return p
 
@@ -131,6 +151,8 @@ def run(args: argparse.Namespace) -> int:
     from sardine_gguf.chat_loop import Chat, run_turn, stats_line
     from sardine_gguf.terminal import Printer
 
+    if args.verbose:
+        log_to_stderr()
     prompt = _single_prompt(args)
     if prompt is not None and not prompt.strip():
         print("sardine-cli: error: the prompt is empty", file=sys.stderr)
@@ -141,13 +163,23 @@ def run(args: argparse.Namespace) -> int:
         "top_k": args.top_k,
         "top_p": args.top_p,
         "min_p": args.min_p,
+        "reasoning_budget": args.reasoning_budget,
+        "reasoning_format": args.reasoning_format,
     }
     with _load(args, verbose=args.verbose or prompt is None) as model:
         if prompt is None:
-            chat = Chat(model, system=args.system_prompt, show_stats=args.show_timings, **options)
+            chat = Chat(
+                model,
+                system=args.system_prompt,
+                show_stats=args.show_timings,
+                hide_thinking=args.hide_thinking,
+                **options,
+            )
             chat.run()
             return EXIT_OK
-        printer = Printer(sys.stdout, sys.stderr)
+        # Beside an answer on a terminal thoughts are dim; where only the answer is wanted they are elsewhere.
+        thoughts = sys.stdout if sys.stdout.isatty() else sys.stderr
+        printer = Printer(sys.stdout, None if args.hide_thinking else thoughts)
         if args.raw:
             generation = model.start(prompt, **options)
         else:
@@ -155,7 +187,7 @@ def run(args: argparse.Namespace) -> int:
             if args.system_prompt:
                 messages.insert(0, {"role": "system", "content": args.system_prompt})
             generation = model.start_chat(messages, **options)
-        _, interrupted = run_turn(generation, printer)
+        interrupted = run_turn(generation, printer).interrupted
         if args.show_timings:
             print(stats_line(generation), file=sys.stderr)
         return EXIT_INTERRUPTED if interrupted else EXIT_OK
@@ -163,32 +195,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of sardine-cli; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
-    try:
-        return run(args)
-    except BrokenPipeError:
-        # The reader left; keep the interpreter from flushing into the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except FormatError as e:
-        return _fail(e, EXIT_FORMAT)
-    except OSError as e:
-        return _fail(f"{e.filename or args.model}: {e.strerror or e}", EXIT_IO)
-    except (SardineError, MemoryError) as e:
-        return _fail(e, EXIT_ERROR)
-    except ValueError as e:
-        return _fail(e, EXIT_USAGE)
-
-
-def _fail(error: object, code: int) -> int:
-    from sardine_gguf.terminal import clean
-
-    print(f"sardine-cli: error: {clean(str(error))}", file=sys.stderr)
-    return code
+    return run_program(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

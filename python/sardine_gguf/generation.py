@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sardine_gguf._native import Model, Sampler, Session
 from sardine_gguf.errors import ContextOverflow
 from sardine_gguf.logprobs import TokenLogprob, token_logprob
+from sardine_gguf.thoughts import ThoughtBudget
 
 FinishReason = Literal["stop", "length"]
 Channel = Literal["content", "reasoning"]
@@ -103,7 +104,8 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 class Generation:
     """Iterates over (channel, text) pieces of one completion.
 
-    Channels are "content", and "reasoning" for what stands between the think tokens, if any are given.
+    Channels are "content", and "reasoning" for what stands between the think tokens, if any are given and
+    `split_thoughts` is set; without it they are part of the content, the think tokens' names around them.
     When it is exhausted `finish_reason` says why; `timings` holds counts and times.
 
     Args:
@@ -122,6 +124,8 @@ class Generation:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         think: tuple[int, int] | None = None,
+        split_thoughts: bool = True,
+        thoughts: ThoughtBudget | None = None,
         reuse_prefix: bool = False,
         on_token: Callable[[int], None] | None = None,
         logprobs: int | None = None,
@@ -142,7 +146,8 @@ class Generation:
             )
         self._model, self._session, self._sampler = model, session, sampler
         self._prompt, self._max_tokens = prompt, max_tokens
-        self._stop, self._think = tuple(stop), think
+        self._stop, self._think, self._split_thoughts = tuple(stop), think, split_thoughts
+        self._thoughts = thoughts or ThoughtBudget(think or (-1, -1), -1, prompt)
         self._reuse_prefix, self._on_token = reuse_prefix, on_token
         self.finish_reason: FinishReason | None = None
         self.met_end_token = False
@@ -223,23 +228,25 @@ class Generation:
     def _run(self) -> Generator[tuple[Channel, str], None, None]:
         self._evaluate_prompt()
         start = time.perf_counter()
-        channel: Channel = "content"
-        text = TextFilter(self._stop)
+        inside = self._think is not None and self._split_thoughts and self._thoughts.inside
+        channel: Channel = "reasoning" if inside else "content"
+        text = TextFilter(() if inside else self._stop)
         for token in self._sampled_tokens():
             self.timings.completion_seconds = time.perf_counter() - start
             self.met_end_token = self._model.is_end(token)
             if self.met_end_token:
                 break
-            if self._think and token in self._think:
+            is_think = self._think is not None and token in self._think
+            if is_think and self._split_thoughts:
                 piece = text.push(b"", final=True)
                 self._settle(text, final=True)
                 if piece:
                     yield channel, piece
-                channel = "reasoning" if token == self._think[0] else "content"
+                channel = "reasoning" if self._thoughts.inside else "content"
                 # Stop strings end the answer, not the thoughts.
                 text = TextFilter(() if channel == "reasoning" else self._stop)
                 continue
-            data = self._model.piece(token)
+            data = self._model.piece(token, is_think)
             if self._logits is not None and channel == "content":
                 self._waiting.append(
                     token_logprob(
@@ -274,7 +281,13 @@ class Generation:
                     return
                 self._session.decode(self.tokens[-1:])
             self._logits = self._session.last_logits() if self._n_top is not None else None
-            token = self._sampler.sample(self._session)
+            forced = self._thoughts.forced()
+            if forced is None:
+                token = self._sampler.sample(self._session)
+            else:
+                token = forced
+                self._sampler.accept_prompt([token])
+            self._thoughts.follow(token)
             self.tokens.append(token)
             self.timings.completion_tokens += 1
             if self._on_token:

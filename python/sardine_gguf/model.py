@@ -22,6 +22,7 @@ from sardine_gguf.llama_arguments import MISSING_ATTRIBUTES, llama_arguments
 from sardine_gguf.openai_api import OpenAIMethods
 from sardine_gguf.options import GenerationOptions, sampling_options, stop_list
 from sardine_gguf.sampling import SamplingOptions
+from sardine_gguf.thoughts import ThoughtBudget
 
 DeltaMode = Literal["sparse", "gain", "off"]
 
@@ -337,8 +338,16 @@ class Sardine(OpenAIMethods):
             ContextOverflow: the prompt is longer than the context.
         """
         max_tokens, stop = options.pop("max_tokens", None), options.pop("stop", None)
+        budget = options.pop("reasoning_budget", None)
+        reasoning_format = options.pop("reasoning_format", None) or "auto"
+        if reasoning_format not in ("auto", "deepseek", "none"):
+            raise ValueError(
+                f"reasoning_format is {reasoning_format!r}, expected auto, deepseek or none"
+            )
         sampling = self.sampling.override(**sampling_options(options))
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
+        around = think or self.think_tokens
+        thoughts = ThoughtBudget(around or (-1, -1), -1 if budget is None else budget, tokens)
         return Generation(
             self.model,
             self.session,
@@ -346,7 +355,9 @@ class Sardine(OpenAIMethods):
             sampling.sampler(self.model, self.session.n_ctx),
             max_tokens=max_tokens,
             stop=stop_list(stop),
-            think=think,
+            think=around if reasoning_format == "none" else think,
+            split_thoughts=reasoning_format != "none",
+            thoughts=thoughts,
             reuse_prefix=reuse_prefix,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,

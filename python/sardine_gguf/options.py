@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from sardine_gguf.sampling import SAMPLING_NAMES
+
+ReasoningFormat = Literal["auto", "deepseek", "none"]
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -15,11 +17,17 @@ class GenerationOptions(TypedDict, total=False):
     Keys:
         max_tokens: None goes on to the end of the context.
         stop: text, or texts, that end the answer and are not part of it.
+        reasoning_budget: tokens of thought at most, after which the end of the thoughts is forced and the
+            answer begins; 0 allows none; -1, like None, sets no limit.
+        reasoning_format: "auto" and "deepseek" give thoughts apart from the answer (as `reasoning_content`);
+            "none" leaves them in it, between the think tokens' names.
         others: see SamplingOptions; keys of logit_bias may be digits.
     """
 
     max_tokens: int | None
     stop: str | Sequence[str] | None
+    reasoning_budget: int | None
+    reasoning_format: ReasoningFormat | None
     temperature: float | None
     top_k: int | None
     top_p: float | None

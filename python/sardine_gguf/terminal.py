@@ -29,17 +29,20 @@ class Printer:
 
     Args:
         answer: where the answer goes.
-        thoughts: where thoughts go.
+        thoughts: where thoughts go; None hides them.
     """
 
-    def __init__(self, answer: TextIO, thoughts: TextIO) -> None:
-        self._streams = {"content": answer, "reasoning": thoughts}
+    def __init__(self, answer: TextIO, thoughts: TextIO | None) -> None:
+        self._hidden = thoughts is None
+        self._streams = {"content": answer, "reasoning": thoughts or answer}
         self._clean = {k: s.isatty() for k, s in self._streams.items()}
-        self._dim = wants_colour(thoughts)
+        self._dim = wants_colour(self._streams["reasoning"])
         self._channel = "content"
 
     def write(self, channel: str, text: str) -> None:
         """Prints a piece at once. Off a terminal the answer is passed on byte for byte."""
+        if self._hidden and channel == "reasoning":
+            return
         if channel != self._channel:
             self._switch(channel)
         stream = self._streams[channel]

@@ -88,9 +88,15 @@ def test_interrupt_before_the_first_piece_takes_the_question_back() -> None:
     assert chat(FakeModel([KeyboardInterrupt]), "a").messages == []
 
 
-def test_thoughts_are_not_part_of_the_answer() -> None:
-    c = chat(FakeModel([("reasoning", "hmm"), ("content", "12")]), "a")
-    assert c.messages[-1]["content"] == "12"
+def test_thoughts_are_kept_apart_from_the_answer() -> None:
+    """The next turn's prompt then continues what was evaluated."""
+    model = FakeModel([("reasoning", "hm"), ("reasoning", "m"), ("content", "12")], [])
+    chat(model, "a", "b")
+    assert model.asked[1] == [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "12", "reasoning_content": "hmm"},
+        {"role": "user", "content": "b"},
+    ]
 
 
 def test_an_error_takes_the_question_back_and_the_chat_goes_on() -> None:
@@ -136,3 +142,13 @@ def test_printer_dims_thoughts(monkeypatch: pytest.MonkeyPatch) -> None:
     printer.write("content", "12")
     printer.end()
     assert stream.getvalue() == "\x1b[2mhmm\x1b[0m\n12\n"
+
+
+def test_printer_hides_thoughts() -> None:
+    stream = FakeTerminal()
+    printer = Printer(stream, None)
+    printer.write("reasoning", "hmm")
+    printer.write("content", "12")
+    printer.write("reasoning", "more")
+    printer.end()
+    assert stream.getvalue() == "12\n"

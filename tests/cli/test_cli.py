@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+from gguf_mutate import Gguf
 from make_checkpoint import srde_checkpoint, tiny_base
-from sardine_gguf.convert import convert
+from sardine_gguf.convert import convert, write_base
 
 CLI = [sys.executable, "-m", "sardine_gguf.cli"]
 PROMPT = "1m>"  # as prompt_toolkit draws it in bold
@@ -212,3 +213,54 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(model_file: Path, tmp_path:
     chat.read_until(PROMPT)
     chat.type("/exit\r")
     assert chat.wait() == 0
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose template begins the thoughts, so that it thinks without having learned to."""
+    path = tmp_path_factory.mktemp("thinker") / "m.gguf"
+    base = Path(__file__).parents[2] / "examples" / "tiny-sardine" / "base"
+    write_base(base, path, "q8_0", n_threads=1)
+    g = Gguf.parse(path.read_bytes())
+    template = (base / "chat_template.jinja").read_text() + "{{ '[THINK]' }}"
+    g.set("tokenizer.chat_template", "str", template)
+    path.write_bytes(g.build())
+    return path
+
+
+def test_thoughts_off_a_terminal(thinker: Path) -> None:
+    """On standard error, hidden, or in the answer; a budget forces the answer."""
+    flags = ["-m", thinker, "-p", "Hi", "-n", 24, "--temp", 0, "-t", 1, "--no-show-timings"]
+    shown = cli(*flags, "--reasoning-budget", 4)
+    assert shown.stderr.strip()
+    assert shown.stdout.strip()
+    hidden = cli(*flags, "--reasoning-budget", 4, "--hide-thinking")
+    assert (hidden.stdout, hidden.stderr) == (shown.stdout, "")
+    joined = cli(*flags, "--reasoning-budget", 4, "--reasoning-format", "none")
+    assert joined.stderr == ""
+    assert joined.stdout == shown.stderr.removesuffix("\n") + "[/THINK]" + shown.stdout
+    none = cli(*flags, "--reasoning-budget", 0)
+    assert none.stderr.strip() == ""
+    assert cli(*flags, "--reasoning-budget", -2).returncode == 2
+
+
+def test_thoughts_on_a_terminal_are_dim(thinker: Path, tmp_path: Path) -> None:
+    args = ["-m", str(thinker), "-n", "24", "--temp", "0", "-t", "1", "--reasoning-budget", "4"]
+    one_shot = Terminal([*args, "-p", "Hi"], tmp_path)
+    thoughts = one_shot.read_until("\x1b[0m").partition("\x1b[2m")[2]
+    assert thoughts.removesuffix("\x1b[0m").strip()
+    assert one_shot.wait() == 0
+    chat = Terminal([*args, "--hide-thinking"], tmp_path)
+    chat.read_until(PROMPT)
+    chat.type("Hi\r")
+    shown = chat.read_until("t/s]")
+    assert thoughts.removesuffix("\x1b[0m").strip() not in shown
+    chat.read_until(PROMPT)
+    chat.type("/exit\r")
+    assert chat.wait() == 0
+
+
+def test_verbose_shows_what_libllama_says(model_file: Path) -> None:
+    flags = ["-m", model_file, "-p", "hi", "-n", 2, "-t", 1]
+    assert "DEBUG: " in cli(*flags, "-v").stderr
+    assert "DEBUG" not in cli(*flags).stderr

@@ -1,0 +1,105 @@
+"""sardine-doctor: sound here, and what it says where something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from sardine_gguf import doctor
+from sardine_gguf.doctor_checks import ggml_features, library_copies, processor_features, self_test
+
+
+def run(*args: str, **env: str) -> tuple[int, str, str]:
+    result = subprocess.run(
+        [sys.executable, "-m", "sardine_doctor", *args],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **env},
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+def test_this_machine() -> None:
+    """Nothing is wrong where the tests run; the JSON holds what the text shows."""
+    code, out, err = run("--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["ok"] is True
+    checks = {c["name"]: c for c in report["checks"]}
+    for name in ("sardine_gguf", "python", "ggml", "processor", "devices", "memory", "libraries"):
+        assert checks[name]["status"] == "ok", checks[name]
+    assert "self-test portable" in checks
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    for c in report["checks"]:
+        if c["name"] not in ("memory", "processor"):
+            assert c["finding"].split(":")[0] in out
+        assert bool(c["remedy"]) == (c["status"] != "ok")
+
+
+def test_a_kernel_path_that_is_not_there() -> None:
+    code, out, err = run("--json", SARDINE_CPU="mmx")
+    assert (code, err) == (1, "")
+    (check,) = [c for c in json.loads(out)["checks"] if c["status"] == "error"]
+    assert "mmx" in check["finding"]
+    assert check["remedy"] == "unset SARDINE_CPU"
+
+
+def test_a_slow_kernel_path_is_a_warning() -> None:
+    code, out, _ = run("--json", SARDINE_CPU="portable")
+    assert code == 0
+    found = {c["name"]: c for c in json.loads(out)["checks"]}["expert kernels"]
+    assert found["finding"].startswith("portable")
+
+
+def test_libraries_that_are_missing() -> None:
+    """The package cannot even be imported, and the doctor still answers."""
+    code, out, err = run("--json", LLAMA_CPP_LIB_PATH="/nowhere")
+    assert (code, err) == (1, "")
+    (check,) = json.loads(out)["checks"]
+    assert "/nowhere" in check["finding"]
+    assert check["status"] == "error"
+    assert check["remedy"] in run(LLAMA_CPP_LIB_PATH="/nowhere")[1]
+
+
+def test_one_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def broken() -> Any:
+        raise RuntimeError("no idea")
+
+    monkeypatch.setattr("sardine_gguf.doctor_checks.CHECKS", (broken, self_test))
+    assert doctor.main([]) == 1
+    out = capsys.readouterr().out
+    assert "RuntimeError: no idea" in out
+    assert "self-test portable" in out
+
+
+LINE = "7f0000000000-7f0000001000 r-xp 00000000 08:01 {inode}  {path}\n"
+
+
+def test_copies_of_libraries() -> None:
+    """Two mappings of one file are one copy; two files are two."""
+    one = [("libllama", 1), ("libggml", 2), ("libggml-base", 3), ("libggml-cpu", 4)]
+    maps = "".join(2 * LINE.format(inode=i, path=f"/a/{n}.so.0") for n, i in one)
+    assert library_copies(maps).status == "ok"
+    twice = library_copies(maps + LINE.format(inode=9, path="/b dir/libggml-base.so"))
+    assert twice.status == "error"
+    assert "/a/libggml-base.so.0" in twice.finding
+    assert "/b dir/libggml-base.so" in twice.finding
+    assert library_copies("").status == "error"
+
+
+def test_processors() -> None:
+    cpuinfo = "model name\t: Some CPU\nflags\t\t: fpu avx avx2 fma f16c\n\nmodel name: x\n"
+    name, flags = processor_features(cpuinfo)
+    assert (name, flags) == ("Some CPU", {"fpu", "avx", "avx2", "fma", "f16c"})
+    assert processor_features("") == ("", set())
+    everything = dict.fromkeys(("avx", "avx2", "fma", "f16c"), True)
+    assert ggml_features(flags, everything).status == "ok"
+    assert ggml_features(flags, {**everything, "avx512f": True}).status == "error"
+    slow = ggml_features(flags, dict.fromkeys(everything, False))
+    assert (slow.status, "avx2" in slow.finding) == ("warning", True)
