@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import kl_divergence
 from reference import Reference
 from sardine_gguf import Sardine
 from sardine_gguf.convert import convert
@@ -93,3 +94,22 @@ def test_the_domains_use_different_experts(files: dict[str, Path]) -> None:
             others = [s for d, s in shares.items() if d != domain]
             own = m.expert_names.index(domain)
             assert all(share[own] > other[own] for other in others)
+
+
+@pytest.mark.parametrize("mode", ["sparse", "gain", "off"])
+def test_keys_and_values_in_q8_0(files: dict[str, Path], mode: str) -> None:
+    """A conversation past three times YaRN's original context of 512: mean KL from f16, as docs say."""
+    questions = ["What is 15% of 80?", "What is the opposite of hot?", "How do I boil an egg?"]
+    with Sardine(files["q8_0"], delta_mode=mode, n_threads=1) as m:  # type: ignore[arg-type]
+        messages = []
+        tokens: list[int] = []
+        while len(tokens) < 1700:
+            question = questions[len(messages) // 2 % 3]
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": f"Answer {len(messages)} is 12."})
+            tokens = m.chat_template.encode([*messages, messages[0]])
+        expected = m.eval(tokens)
+        found = m.new_context(kv_type="q8_0").eval(tokens)
+    kl = kl_divergence(expected, found)
+    assert 0 < kl.mean() <= 2e-3
+    assert (expected.argmax(1) == found.argmax(1)).mean() >= 0.98

@@ -123,6 +123,7 @@ class Generation:
         self.finish_reason: FinishReason | None = None
         self.timings = Timings(prompt_tokens=len(prompt))
         self.tokens: list[int] = []
+        self._since: int | None = None
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[tuple[Channel, str]]:
@@ -144,10 +145,11 @@ class Generation:
         self._session.truncate(keep)
         self.timings.cached_tokens = keep
         start = time.perf_counter()
-        self._session.decode(self._prompt[keep:])
+        self._session.decode(self._prompt[keep:], self._since)
         self.timings.prompt_seconds = time.perf_counter() - start
 
     def _run(self) -> Generator[tuple[Channel, str], None, None]:
+        self._since = self._session.n_cancels  # a cancel() from now on ends this generation
         self._evaluate_prompt()
         start = time.perf_counter()
         channel: Channel = "content"
@@ -178,7 +180,7 @@ class Generation:
             if self.tokens:
                 if self._session.n_tokens >= self._session.n_ctx:
                     return
-                self._session.decode(self.tokens[-1:])
+                self._session.decode(self.tokens[-1:], self._since)
             token = self._sampler.sample(self._session)
             self.tokens.append(token)
             self.timings.completion_tokens += 1
