@@ -90,6 +90,7 @@ py::dict counts(const Session& s) {
     d["tokens"] = c.tokens;
     d["batches"] = c.batches;
     d["graphs"] = c.graphs;
+    d["nodes"] = c.nodes;
     return d;
 }
 
@@ -186,7 +187,8 @@ void bind_session(py::module_& m) {
         .def("load_file", &load_file, py::arg("path"), "The same from a file.")
         .def_property_readonly(
             "counts", &counts,
-            "Since the context was made: tokens and batches evaluated, graphs built for them.")
+            "Since the context was made: tokens and batches evaluated, graphs built for them; nodes of the "
+            "last batch's graph.")
         .def("cancel", &Session::cancel, "Stops the running eval, from any thread.")
         .def_property_readonly("n_cancels", &Session::n_cancels, "How often cancel() was called.");
 

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "bindings.h"
+#include "graph.h"
 #include "kernels/attention.h"
 #include "kernels/sparse_delta.h"
 #include "parallel.h"
@@ -161,6 +162,15 @@ void bind_testing(py::module_& m) {
         "position.");
     m.def("pretend_available_memory", &pretend_available_memory, py::arg("bytes"),
           "What available memory is from now on; 0 asks the system again.");
+    m.def(
+        "set_node_work",
+        [](double quantized, double floats, double flash) {
+            const NodeWork before = node_work();
+            node_work() = {.quantized = quantized, .floats = floats, .flash = flash};
+            return std::vector<double>{before.quantized, before.floats, before.flash};
+        },
+        py::arg("quantized"), py::arg("floats"), py::arg("flash"),
+        "Sets the multiply-adds of a node at most; returns what they were.");
     m.def(
         "kernel_paths",
         [] {

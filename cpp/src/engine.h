@@ -37,6 +37,7 @@ class GraphSlot {
     Graph& get(const GraphContext& context, const GraphShape& shape, int n_threads);
 
     int64_t n_built() const { return n_built_; }
+    int n_nodes() const { return graph_ ? ggml_graph_n_nodes(graph_->graph) : 0; }
     double bytes() const;
 
  private:
@@ -60,6 +61,7 @@ class Engine {
         ggml_backend_cpu_set_abort_callback(backend_.get(), f, data);
     }
 
+    int batch_nodes() const { return batch_.n_nodes(); }  // of the last batch's graph
     int64_t graphs_built() const { return single_.n_built() + batch_.n_built(); }
     double bytes() const;  // allocated
 

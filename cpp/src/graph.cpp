@@ -105,7 +105,7 @@ int64_t bounded_rows(double work_of_one, double limit) {
 
 int64_t bounded_rows(const ggml_tensor* weight) {
     return bounded_rows(static_cast<double>(ggml_nelements(weight)),
-                        ggml_is_quantized(weight->type) ? kQuantizedNodeWork : kFloatNodeWork);
+                        ggml_is_quantized(weight->type) ? node_work().quantized : node_work().floats);
 }
 
 ggml_tensor* in_place(ggml_context* ctx, ggml_tensor* y, std::initializer_list<ggml_tensor*> args,
@@ -117,6 +117,11 @@ ggml_tensor* in_place(ggml_context* ctx, ggml_tensor* y, std::initializer_list<g
 }
 
 }  // namespace
+
+NodeWork& node_work() {
+    static NodeWork work;
+    return work;
+}
 
 int64_t bounded_batch(const Weights& w) {
     int64_t n = INT64_MAX;
@@ -162,11 +167,11 @@ ggml_tensor* Graph::flash_attention(const GraphContext& g, ggml_tensor* q, ggml_
     ggml_tensor* k = widened(k_cache);
     ggml_tensor* v = widened(v_cache);
     const double work = 2.0 * static_cast<double>(hd * h.n_head) * static_cast<double>(shape.n_kv);
-    const std::vector<int64_t> parts = part_sizes(shape.n_tokens, bounded_rows(work, kFlashNodeWork));
+    const std::vector<int64_t> parts = part_sizes(shape.n_tokens, bounded_rows(work, node_work().flash));
     int64_t groups = 1;
     while (groups < h.n_head_kv &&
            (h.n_head_kv % groups != 0 ||
-            work * static_cast<double>(parts.back()) / static_cast<double>(groups) > 2 * kFlashNodeWork))
+            work * static_cast<double>(parts.back()) / static_cast<double>(groups) > 2 * node_work().flash))
         ++groups;
 
     auto heads = [&](ggml_tensor* cache, int64_t first) {  // [head_dim, n_kv, heads of a group]
@@ -273,8 +278,8 @@ Graph::Graph(const GraphContext& g, const GraphShape& s) : shape(s) {
     size_t max_nodes = 64 + 48 * static_cast<size_t>(h.n_layer) + 4 * (n_logits / kFlashTokens + 1);
     if (flash) {
         const double work = 2.0 * static_cast<double>(h.head_dim * h.n_head) * static_cast<double>(s.n_kv);
-        const int64_t step = bounded_rows(work, kFlashNodeWork);
-        const int64_t groups = work * static_cast<double>(step) > kFlashNodeWork ? h.n_head_kv : 1;
+        const int64_t step = bounded_rows(work, node_work().flash);
+        const int64_t groups = work * static_cast<double>(step) > node_work().flash ? h.n_head_kv : 1;
         max_nodes += h.n_layer * 12 * groups * (s.n_tokens / step + 1);
     }
     ctx_.reset(ggml_init(

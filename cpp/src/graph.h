@@ -22,9 +22,13 @@ inline bool uses_flash_attention(DeltaMode mode, ggml_type kv_type, int64_t n_to
     return n_tokens >= kFlashTokens || (mode == DeltaMode::off && kv_type != GGML_TYPE_Q8_0);
 }
 
-// Multiply-adds of a node at most. ggml asks between nodes whether to stop, so they bound how long a
-// cancelled evaluation goes on: to about 0.2 s on two cores of 2020 with AVX2.
-constexpr double kQuantizedNodeWork = 48e9, kFloatNodeWork = 16e9, kFlashNodeWork = 16e9;
+// Multiply-adds of a node at most, by the kind of its matrix or for flash attention. ggml asks between nodes
+// whether to stop, so they bound how long a cancelled evaluation goes on: to about 0.2 s on two AVX-512
+// cores.
+struct NodeWork {
+    double quantized = 48e9, floats = 16e9, flash = 16e9;
+};
+NodeWork& node_work();  // changed by tests only, while no context is made or used
 
 // Tokens of a batch whose products with any one matrix of a layer stay below that; at least a tile.
 int64_t bounded_batch(const Weights& w);

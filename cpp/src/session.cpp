@@ -71,6 +71,7 @@ double Session::memory_bytes() {
 Session::Counts Session::counts() const {
     Counts c = counts_;
     c.graphs = engine_->graphs_built();
+    c.nodes = engine_->batch_nodes();
     return c;
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import TinyModel, make_model, random_tokens
-from sardine_gguf import Cancelled, Sardine
+from sardine_gguf import Cancelled, Sardine, _native
 from sardine_gguf.generation import Generation
 
 PROMPT = random_tokens(100, seed=40)
@@ -166,6 +166,55 @@ def test_cancel_inside_a_prompt(long: TinyModel, mode: str, n_batch: int, kv_typ
         with m.new_context() as other:
             other.eval(held)
             np.testing.assert_array_equal(found, other.eval(rest[:200]))
+
+
+@pytest.fixture
+def small_nodes() -> Iterator[Callable[[float, float], object]]:
+    """Sets the work of a node, of a product and of flash attention, as if the model were that much larger."""
+    before = _native.set_node_work(1e18, 1e18, 1e18)
+    yield lambda product, flash: _native.set_node_work(product, product, flash)
+    _native.set_node_work(*before)
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
+@pytest.mark.parametrize("mode", ["sparse", "off"])
+def test_bounded_nodes_compute_the_same(
+    wide: TinyModel, small_nodes: Callable[[float, float], object], mode: str, kv_type: str
+) -> None:
+    """Flash attention and logits in parts of tokens, then of heads too: the same bits, more nodes."""
+    tokens = random_tokens(250, seed=44)
+
+    def run() -> tuple[np.ndarray, int]:
+        with wide.open(delta_mode=mode, kv_type=kv_type, n_batch=250) as m:
+            y = np.concatenate([m.eval(tokens[:30]), m.eval(tokens[30:])])
+            return y, m.session.counts["nodes"]
+
+    expected, n_whole = run()
+    # wq has 8,192 weights, so the batch stays whole; the output 20,480, so its product comes in tiles of 64
+    # tokens. Flash attention of 4 heads of 32 and 256 positions takes 65,536 a token.
+    small_nodes(256 * 8_192, 64 * 65_536)
+    found, n_tokens = run()
+    np.testing.assert_array_equal(found, expected)
+    small_nodes(256 * 8_192, 16 * 65_536)
+    heads, n_heads = run()
+    np.testing.assert_array_equal(heads, expected)
+    assert n_whole < n_tokens < n_heads
+
+
+def test_batches_are_bounded_by_the_largest_matrix(
+    wide: TinyModel, small_nodes: Callable[[float, float], object]
+) -> None:
+    """In whole tiles of 64 tokens, never fewer; a smaller n_batch is kept."""
+    largest = 64 * 128  # wq; the FFN's are 64 x 96
+    for work, asked, n_batch in (
+        (largest * 200, 512, 192),
+        (largest * 200, 100, 100),
+        (largest, 512, 64),
+        (1e18, 512, 256),
+    ):
+        small_nodes(work, 1e18)
+        with wide.open(n_batch=asked) as m:
+            assert m.session.n_batch == n_batch
 
 
 @pytest.fixture(scope="module")

@@ -63,14 +63,15 @@ def test_cached_types_within_a_kl(
     chunks: str,
     kv_type: str,
 ) -> None:
-    """The stated KL for q8_0, a fiftieth of it for f16; no worse at the end than at the start.
+    """The stated KL for q8_0, a fiftieth of it for f16; at the end alone no more than twice that.
 
     Most of f16's comes from mode off, where ggml sums the values of small batches in f16.
     """
     found = logits(wide, chunks, delta_mode=mode, kv_type=kv_type)
     kl = kl_divergence(expected[mode], found)
-    assert kl.mean() <= (MAX_KL if kv_type == "q8_0" else MAX_KL / 50)
-    assert kl[-64:].mean() <= 16 * max(kl[:64].mean(), 1e-9)
+    bound = MAX_KL if kv_type == "q8_0" else MAX_KL / 50
+    assert kl.mean() <= bound
+    assert kl[-64:].mean() <= 2 * bound
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])

@@ -50,6 +50,7 @@ class Session {
     // What was done so far.
     struct Counts {
         int64_t tokens = 0, batches = 0, graphs = 0;  // evaluated, evaluated, built
+        int64_t nodes = 0;                            // of the last batch's graph
     };
     Counts counts() const;
 
