@@ -26,7 +26,7 @@ def tiny(workshop: Path) -> TinyModel:
 def wide(workshop: Path) -> TinyModel:
     """Heads of 32, a whole block of q8_0; a context of 256 tokens, four times YaRN's original."""
     return make_model(
-        workshop / "wide", base={"head_dim": 32}, srde={"n_experts": 4, "density": 0.05}
+        workshop / "heads32", base={"head_dim": 32}, srde={"n_experts": 4, "density": 0.05}
     )
 
 
