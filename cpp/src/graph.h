@@ -26,7 +26,7 @@ inline bool uses_flash_attention(DeltaMode mode, ggml_type kv_type, int64_t n_to
 // whether to stop, so they bound how long a cancelled evaluation goes on: to about 0.2 s on two AVX-512
 // cores.
 struct NodeWork {
-    double quantized = 48e9, floats = 16e9, flash = 16e9;
+    double quantized = 24e9, floats = 12e9, flash = 8e9;
 };
 NodeWork& node_work();  // changed by tests only, while no context is made or used
 
