@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import llama_cpp
 import numpy as np
 import pytest
+from llama_cpp import GGML_TYPE_F16, GGML_TYPE_Q8_0
+from models import kl_divergence
 from reference import Reference
 from sardine_gguf import Sardine
-from sardine_gguf.convert import convert
+from sardine_gguf.convert import convert, write_base
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-sardine"
 CARD_QUESTION = [{"role": "user", "content": "What is 15% of 80?"}]
@@ -93,3 +96,54 @@ def test_the_domains_use_different_experts(files: dict[str, Path]) -> None:
             others = [s for d, s in shares.items() if d != domain]
             own = m.expert_names.index(domain)
             assert all(share[own] > other[own] for other in others)
+
+
+def long_conversation(m: Sardine) -> list[int]:
+    """Past three times YaRN's original context of 512."""
+    questions = ["What is 15% of 80?", "What is the opposite of hot?", "What is 7 times 6?"]
+    answers = ["10% of 80 is 8, 5% is 4, so 15% of 80 is 12.", "It is cold.", "7 times 6 is 42."]
+    messages = []
+    tokens: list[int] = []
+    while len(tokens) < 1600:
+        i = len(messages) // 2 % 3
+        messages.append({"role": "user", "content": questions[i]})
+        messages.append({"role": "assistant", "content": answers[i]})
+        tokens = m.chat_template.encode([*messages, messages[0]])
+    return tokens
+
+
+@pytest.mark.parametrize("mode", ["sparse", "gain", "off"])
+def test_keys_and_values_in_q8_0(files: dict[str, Path], mode: str) -> None:
+    """Mean KL from f16's distributions, as docs/architecture.md states it for this model."""
+    with Sardine(files["f32"], delta_mode=mode, n_threads=1) as m:  # type: ignore[arg-type]
+        tokens = long_conversation(m)
+        expected = m.eval(tokens)
+        found = m.new_context(kv_type="q8_0").eval(tokens)
+    assert 0 < kl_divergence(expected, found).mean() <= 2e-2
+    assert (expected.argmax(1) == found.argmax(1)).mean() >= 0.93
+
+
+def test_q8_0_costs_about_what_it_costs_in_llama_cpp(tmp_path: Path) -> None:
+    """Their own KL between f16 and q8_0 keys and values (which they rotate first), on the same base."""
+    write_base(EXAMPLE / "base", tmp_path / "base.gguf", "f32")
+    theirs = {}
+    with Sardine(tmp_path / "base.gguf", n_threads=1) as m:
+        tokens = long_conversation(m)
+        expected = m.eval(tokens)
+        ours = kl_divergence(expected, m.new_context(kv_type="q8_0").eval(tokens)).mean()
+    for kind in (GGML_TYPE_F16, GGML_TYPE_Q8_0):
+        llama = llama_cpp.Llama(
+            str(tmp_path / "base.gguf"),
+            n_ctx=2048,
+            n_threads=1,
+            logits_all=True,
+            flash_attn=True,
+            type_k=kind,
+            type_v=kind,
+            verbose=False,
+        )
+        llama.eval(tokens)
+        theirs[kind] = np.array(llama.scores[: len(tokens)], np.float32)
+        llama.close()
+    np.testing.assert_allclose(expected, theirs[GGML_TYPE_F16], atol=1e-3)
+    assert ours <= 2 * kl_divergence(theirs[GGML_TYPE_F16], theirs[GGML_TYPE_Q8_0]).mean()

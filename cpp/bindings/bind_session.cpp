@@ -6,6 +6,7 @@
 
 #include "bindings.h"
 #include "sardine/session.h"
+#include "sardine/state_io.h"
 
 namespace sardine::python {
 namespace {
@@ -42,6 +43,54 @@ void run_interruptible(Session& s, const F& f) {
         throw;
     }
     s.set_interrupt(nullptr);
+}
+
+// Pieces go to a Python callable as bytes; what it raises ends the saving.
+void save(Session& s, const py::function& write) {
+    const auto lock = s.lock();
+    StateWriter out([&write](std::span<const uint8_t> piece) {
+        write(py::memoryview::from_memory(piece.data(), static_cast<py::ssize_t>(piece.size())));
+    });
+    s.save(out);
+}
+
+py::bytes save_bytes(Session& s) {
+    const auto lock = s.lock();
+    auto out = py::reinterpret_steal<py::bytes>(
+        PyBytes_FromStringAndSize(nullptr, static_cast<py::ssize_t>(s.state_bytes())));
+    if (!out) throw py::error_already_set();
+    auto* at = reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(out.ptr()));
+    py::gil_scoped_release release;
+    StateWriter writer([&at](std::span<const uint8_t> piece) { at = std::ranges::copy(piece, at).out; });
+    s.save(writer);
+    return out;
+}
+
+void load_bytes(Session& s, const py::buffer& state) {
+    const auto lock = s.lock();
+    const py::buffer_info info = state.request();
+    if (info.itemsize != 1 || info.ndim != 1 || (info.size > 0 && info.strides[0] != 1))
+        throw InvalidArgument("a state must be bytes, one after the other");
+    MemoryStateReader in({static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size)});
+    py::gil_scoped_release release;
+    s.load(in);
+}
+
+void load_file(Session& s, const std::string& path) {
+    const auto lock = s.lock();
+    py::gil_scoped_release release;
+    FileStateReader in(path);
+    s.load(in);
+}
+
+py::dict counts(const Session& s) {
+    const Session::Counts c = s.counts();
+    py::dict d;
+    d["tokens"] = c.tokens;
+    d["batches"] = c.batches;
+    d["graphs"] = c.graphs;
+    d["nodes"] = c.nodes;
+    return d;
 }
 
 std::vector<int32_t> narrow(const std::vector<int64_t>& tokens) {
@@ -105,11 +154,14 @@ void bind_session(py::module_& m) {
         .def("eval", &eval, py::arg("tokens"), "Appends tokens; logits of each, float32 [n_tokens, n_vocab].")
         .def(
             "decode",
-            [](Session& s, const std::vector<int64_t>& ids) {
+            [](Session& s, const std::vector<int64_t>& ids, std::optional<uint64_t> since) {
                 const std::vector<int32_t> tokens = narrow(ids);
-                run_interruptible(s, [&] { s.eval(tokens, nullptr); });
+                run_interruptible(s, [&] { s.eval(tokens, nullptr, since); });
             },
-            py::arg("tokens"), "Appends tokens; keeps only the last one's logits, for a Sampler.")
+            py::arg("tokens"), py::arg("since") = py::none(),
+            "Appends tokens; keeps only the last one's logits, for a Sampler. Raises Cancelled if cancel() "
+            "was "
+            "called since n_cancels was `since`.")
         .def("routing", &routing,
              "(ids int32, weights float32) of the last eval, [n_layers, n_tokens, top_k].")
         .def(
@@ -127,7 +179,17 @@ void bind_session(py::module_& m) {
                 s.truncate(n);
             },
             py::arg("n_tokens"), "Forgets all but the first n_tokens.")
-        .def("cancel", &Session::cancel, "Stops the running eval, from any thread.");
+        .def("save", &save, py::arg("write"), "Calls write(memoryview) with the pieces of the state.")
+        .def("save_bytes", &save_bytes, "The state as bytes.")
+        .def("load_bytes", &load_bytes, py::arg("state"),
+             "Takes the place of a context from its saved state.")
+        .def("load_file", &load_file, py::arg("path"), "The same from a file.")
+        .def_property_readonly(
+            "counts", &counts,
+            "Since the context was made: tokens and batches evaluated, graphs built for them; nodes of the "
+            "last batch's graph.")
+        .def("cancel", &Session::cancel, "Stops the running eval, from any thread.")
+        .def_property_readonly("n_cancels", &Session::n_cancels, "How often cancel() was called.");
 }
 
 }  // namespace sardine::python

@@ -5,10 +5,12 @@
 #include <optional>
 
 #include "bindings.h"
+#include "graph.h"
 #include "kernels/attention.h"
 #include "kernels/sparse_delta.h"
 #include "parallel.h"
 #include "sardine/error.h"
+#include "system_memory.h"
 
 namespace sardine::python {
 namespace {
@@ -114,16 +116,21 @@ void bind_testing(py::module_& m) {
         [](const std::string& path, const Array<float>& q, const py::array& k, const py::array& v,
            const Array<int32_t>& positions, float scale, int n_threads) {
             const bool half = k.dtype().kind() == 'f' && k.itemsize() == 2;
-            const bool same = k.dtype().equal(v.dtype()) && (half || k.dtype().equal(py::dtype::of<float>()));
+            const bool blocks = k.dtype().equal(py::dtype::of<uint8_t>());
+            const bool same =
+                k.dtype().equal(v.dtype()) && (half || blocks || k.dtype().equal(py::dtype::of<float>()));
             if (!same || q.ndim() != 3 || k.ndim() != 3 || v.ndim() != 3 || k.nbytes() != v.nbytes() ||
                 !(k.flags() & v.flags() & py::array::c_style))
                 throw InvalidArgument(
-                    "q must be [n_tokens, n_heads, dim]; k and v [n_kv, n_heads_kv, dim] f16 or f32");
+                    "q must be [n_tokens, n_heads, dim]; k and v [n_kv, n_heads_kv, dim] f16 or f32, or "
+                    "[n_kv, n_heads_kv, bytes] q8_0");
             AttentionArgs a{.q = q.data(),
                             .out = nullptr,
                             .k = static_cast<const uint8_t*>(k.data()),
                             .v = static_cast<const uint8_t*>(v.data()),
-                            .type = half ? KvType::f16 : KvType::f32,
+                            .type = half     ? KvType::f16
+                                    : blocks ? KvType::q8_0
+                                             : KvType::f32,
                             .row_bytes = static_cast<size_t>(k.strides(0)),
                             .positions = positions.data(),
                             .n_tokens = q.shape(0),
@@ -133,8 +140,8 @@ void bind_testing(py::module_& m) {
                             .scale = scale};
             const CpuOps* ops = find_cpu_ops(path.c_str());
             if (!ops) throw InvalidArgument("kernel path '" + path + "' does not run here");
-            if (k.shape(2) != a.dim || a.n_heads_kv < 1 || a.n_heads % a.n_heads_kv != 0 ||
-                positions.size() != a.n_tokens)
+            if (k.shape(2) * k.itemsize() != kv_bytes(a.type, a.dim) || (blocks && a.dim % kQ8Block != 0) ||
+                a.n_heads_kv < 1 || a.n_heads % a.n_heads_kv != 0 || positions.size() != a.n_tokens)
                 throw InvalidArgument("the arrays' shapes do not fit");
             for (int64_t t = 0; t < a.n_tokens; ++t)
                 if (a.positions[t] < 0 || a.positions[t] >= k.shape(0))
@@ -153,6 +160,17 @@ void bind_testing(py::module_& m) {
         py::arg("scale"), py::arg("n_threads") = 1,
         "Causal attention [n_tokens, n_heads, dim] of one kernel path; a token sees the rows 0 to its "
         "position.");
+    m.def("pretend_available_memory", &pretend_available_memory, py::arg("bytes"),
+          "What available memory is from now on; 0 asks the system again.");
+    m.def(
+        "set_node_work",
+        [](double quantized, double floats, double flash) {
+            const NodeWork before = node_work();
+            node_work() = {.quantized = quantized, .floats = floats, .flash = flash};
+            return std::vector<double>{before.quantized, before.floats, before.flash};
+        },
+        py::arg("quantized"), py::arg("floats"), py::arg("flash"),
+        "Sets the multiply-adds of a node at most; returns what they were.");
     m.def(
         "kernel_paths",
         [] {

@@ -1,5 +1,8 @@
 #include "graph.h"
 
+#include <ggml-cpu.h>
+
+#include <algorithm>
 #include <cmath>
 
 #include "routing.h"
@@ -44,8 +47,17 @@ void attention_op(ggml_tensor* dst, int ith, int nth, void* userdata) {
         .n_heads_kv = op->n_heads_kv,
         .dim = dst->ne[0],
         .scale = 1.0f / std::sqrt(static_cast<float>(dst->ne[0])),
+        .stop = op->stop,
     };
     attention(args, *op->ops, ith, nth, (*op->scratch)[ith].data());
+}
+
+// src: a q8_0 cache [n_embd_kv, n_ctx] -> dst f32 [n_embd_kv, n_kv], its first rows
+void dequantize_op(ggml_tensor* dst, int ith, int nth, void* userdata) {
+    const ggml_tensor* rows = dst->src[0];
+    dequantize_rows(static_cast<const uint8_t*>(rows->data), rows->nb[1], dst->ne[1], dst->ne[0],
+                    *static_cast<const AttentionOp*>(userdata)->ops, ith, nth,
+                    static_cast<float*>(dst->data));
 }
 
 // In place on src 0, a base product; src 1: the product's input, src 2: routes, absent for the shared part
@@ -77,6 +89,25 @@ void gain_op(ggml_tensor* dst, int ith, int nth, void* userdata) {
     }
 }
 
+// Cuts n rows into parts of about `step`, a multiple of a tile; none is less than a tile but n itself.
+std::vector<int64_t> part_sizes(int64_t n, int64_t step) {
+    std::vector<int64_t> out;
+    for (; n >= step + kFlashTokens; n -= step) out.push_back(step);
+    out.push_back(n);
+    return out;
+}
+
+// The largest multiple of a tile, at least one, for which n * work_of_one <= limit.
+int64_t bounded_rows(double work_of_one, double limit) {
+    const double n = std::min(limit / work_of_one, 1e9);
+    return std::max(kFlashTokens, static_cast<int64_t>(n) / kFlashTokens * kFlashTokens);
+}
+
+int64_t bounded_rows(const ggml_tensor* weight) {
+    return bounded_rows(static_cast<double>(ggml_nelements(weight)),
+                        ggml_is_quantized(weight->type) ? node_work().quantized : node_work().floats);
+}
+
 ggml_tensor* in_place(ggml_context* ctx, ggml_tensor* y, std::initializer_list<ggml_tensor*> args,
                       ggml_custom_op_t fun, const void* userdata) {
     ggml_tensor* list[2];
@@ -86,6 +117,19 @@ ggml_tensor* in_place(ggml_context* ctx, ggml_tensor* y, std::initializer_list<g
 }
 
 }  // namespace
+
+NodeWork& node_work() {
+    static NodeWork work;
+    return work;
+}
+
+int64_t bounded_batch(const Weights& w) {
+    int64_t n = INT64_MAX;
+    for (const LayerWeights& l : w.layers)
+        for (const ggml_tensor* t : {l.wq, l.wk, l.wv, l.wo, l.ffn_gate, l.ffn_up, l.ffn_down})
+            n = std::min(n, bounded_rows(t));
+    return n;
+}
 
 ggml_tensor* Graph::name(ggml_tensor* t, const char* stem, int64_t il) {
     ggml_format_name(t, "%s-%d", stem, static_cast<int>(il));
@@ -106,6 +150,54 @@ ggml_tensor* Graph::rms_norm(const GraphContext& g, ggml_tensor* x, ggml_tensor*
 ggml_tensor* Graph::linear(ggml_tensor* weight, ggml_tensor* bias, ggml_tensor* x) {
     ggml_tensor* y = ggml_mul_mat(ctx_.get(), weight, x);
     return bias ? ggml_add(ctx_.get(), y, bias) : y;
+}
+
+// In one node, or in parts of tokens and then of heads where that would be too much work for one.
+ggml_tensor* Graph::flash_attention(const GraphContext& g, ggml_tensor* q, ggml_tensor* k_cache,
+                                    ggml_tensor* v_cache) {
+    ggml_context* ctx = ctx_.get();
+    const HParams& h = *g.hparams;
+    const int64_t hd = h.head_dim, shared = h.n_head / h.n_head_kv;
+    auto widened = [&](ggml_tensor* cache) {
+        return cache->type != GGML_TYPE_Q8_0 ? cache
+                                             : ggml_custom_4d(ctx, GGML_TYPE_F32, cache->ne[0], shape.n_kv, 1,
+                                                              1, &cache, 1, dequantize_op, GGML_N_TASKS_MAX,
+                                                              const_cast<AttentionOp*>(&g.attention_op));
+    };
+    ggml_tensor* k = widened(k_cache);
+    ggml_tensor* v = widened(v_cache);
+    const double work = 2.0 * static_cast<double>(hd * h.n_head) * static_cast<double>(shape.n_kv);
+    const std::vector<int64_t> parts = part_sizes(shape.n_tokens, bounded_rows(work, node_work().flash));
+    int64_t groups = 1;
+    while (groups < h.n_head_kv &&
+           (h.n_head_kv % groups != 0 ||
+            work * static_cast<double>(parts.back()) / static_cast<double>(groups) > 2 * node_work().flash))
+        ++groups;
+
+    auto heads = [&](ggml_tensor* cache, int64_t first) {  // [head_dim, n_kv, heads of a group]
+        const size_t bytes = ggml_row_size(cache->type, hd);
+        return ggml_view_3d(ctx, cache, hd, shape.n_kv, h.n_head_kv / groups, cache->nb[1], bytes,
+                            first * bytes);
+    };
+    ggml_tensor* out = nullptr;
+    int64_t t = 0;
+    for (const int64_t n : parts) {
+        ggml_tensor* part = nullptr;
+        ggml_tensor* rows = ggml_view_2d(ctx, mask, mask->ne[0], n, mask->nb[1], t * mask->nb[1]);
+        for (int64_t i = 0; i < groups; ++i) {
+            const int64_t head = h.n_head_kv / groups * i;
+            ggml_tensor* some = ggml_view_3d(ctx, q, hd, h.n_head / groups, n, q->nb[1], q->nb[2],
+                                             t * q->nb[2] + head * shared * q->nb[1]);
+            ggml_tensor* y =
+                ggml_flash_attn_ext(ctx, ggml_permute(ctx, some, 0, 2, 1, 3), heads(k, head), heads(v, head),
+                                    rows, 1.0f / std::sqrt(static_cast<float>(hd)), 0.0f, 0.0f);
+            ggml_prec_set_acc(y, GGML_PREC_F32);
+            part = part ? ggml_concat(ctx, part, y, 1) : y;
+        }
+        out = out ? ggml_concat(ctx, out, part, 2) : part;
+        t += n;
+    }
+    return out;
 }
 
 ggml_tensor* Graph::attention(const GraphContext& g, int64_t il, ggml_tensor* x) {
@@ -137,13 +229,7 @@ ggml_tensor* Graph::attention(const GraphContext& g, int64_t il, ggml_tensor* x)
 
     ggml_tensor* out;  // [head_dim, n_head, n_tokens]
     if (mask) {
-        auto heads = [&](ggml_tensor* cache) {  // [head_dim, n_kv, n_head_kv]
-            return ggml_view_3d(ctx, cache, hd, shape.n_kv, h.n_head_kv, cache->nb[1],
-                                ggml_row_size(cache->type, hd), 0);
-        };
-        out = ggml_flash_attn_ext(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), heads(k_cache), heads(v_cache), mask,
-                                  1.0f / std::sqrt(static_cast<float>(hd)), 0.0f, 0.0f);
-        ggml_prec_set_acc(out, GGML_PREC_F32);
+        out = flash_attention(g, q, k_cache, v_cache);
     } else {
         ggml_tensor* args[] = {q, k_cache, v_cache, positions};
         out = ggml_custom_4d(ctx, GGML_TYPE_F32, hd, h.n_head, n_tokens, 1, args, 4, attention_op,
@@ -183,9 +269,19 @@ ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor*
     return name(down, "ffn_out", il);
 }
 
-Graph::Graph(const GraphContext& g, const GraphShape& s, ggml_gallocr* allocator) : shape(s) {
+Graph::Graph(const GraphContext& g, const GraphShape& s) : shape(s) {
     const HParams& h = *g.hparams;
-    const size_t max_nodes = 64 + 40 * static_cast<size_t>(h.n_layer);
+    const bool flash = uses_flash_attention(g.mode, g.cache->type(), s.n_tokens);
+    const int64_t n_logits = s.all_logits ? s.n_tokens : 1;
+    // Flash attention of a layer has at most a node of each kind for a tile and head; the shapes of real
+    // models need one.
+    size_t max_nodes = 64 + 48 * static_cast<size_t>(h.n_layer) + 4 * (n_logits / kFlashTokens + 1);
+    if (flash) {
+        const double work = 2.0 * static_cast<double>(h.head_dim * h.n_head) * static_cast<double>(s.n_kv);
+        const int64_t step = bounded_rows(work, node_work().flash);
+        const int64_t groups = work * static_cast<double>(step) > node_work().flash ? h.n_head_kv : 1;
+        max_nodes += h.n_layer * 12 * groups * (s.n_tokens / step + 1);
+    }
     ctx_.reset(ggml_init(
         {.mem_size = max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false),
          .mem_buffer = nullptr,
@@ -196,7 +292,7 @@ Graph::Graph(const GraphContext& g, const GraphShape& s, ggml_gallocr* allocator
     tokens = input(GGML_TYPE_I32, s.n_tokens, 1, 1, "tokens");
     positions = input(GGML_TYPE_I32, s.n_tokens, 1, 1, "positions");
     kv_rows = input(GGML_TYPE_I64, s.n_tokens, 1, 1, "kv_rows");
-    if (uses_flash_attention(g.mode, s.n_tokens)) mask = input(GGML_TYPE_F16, s.n_kv, s.n_tokens, 1, "mask");
+    if (flash) mask = input(GGML_TYPE_F16, s.n_kv, s.n_tokens, 1, "mask");
     if (h.attn_temp_scale != 0.0f) attn_scale = input(GGML_TYPE_F32, 1, 1, s.n_tokens, "attn_scale");
     if (!s.all_logits) last = input(GGML_TYPE_I32, 1, 1, 1, "last");
 
@@ -208,14 +304,29 @@ Graph::Graph(const GraphContext& g, const GraphShape& s, ggml_gallocr* allocator
         name(x, "l_out", il);
     }
     if (last) x = ggml_get_rows(ctx, x, last);
-    logits = ggml_mul_mat(ctx, g.weights->output, rms_norm(g, x, g.weights->output_norm));
-    ggml_set_name(logits, "logits");
-    ggml_set_output(logits);
-    ggml_build_forward_expand(graph, logits);
+    x = rms_norm(g, x, g.weights->output_norm);
+    int64_t t = 0;
+    for (const int64_t n : part_sizes(n_logits, bounded_rows(g.weights->output))) {
+        ggml_tensor* rows = n == n_logits ? x : ggml_view_2d(ctx, x, x->ne[0], n, x->nb[1], t * x->nb[1]);
+        logits.push_back(name(ggml_mul_mat(ctx, g.weights->output, rows), "logits", t));
+        ggml_set_output(logits.back());
+        ggml_build_forward_expand(graph, logits.back());
+        t += n;
+    }
     for (ggml_tensor* r : routes) ggml_build_forward_expand(graph, r);
+}
 
+double Graph::bytes(int n_threads) const {
+    const ggml_gallocr_ptr measure(ggml_gallocr_new(ggml_backend_cpu_buffer_type()));
+    size_t size = 0;
+    ggml_gallocr_reserve_n_size(measure.get(), graph, nullptr, nullptr, &size);
+    return static_cast<double>(size) +
+           static_cast<double>(ggml_graph_plan(graph, n_threads, nullptr).work_size);
+}
+
+void Graph::allocate(ggml_gallocr* allocator) {
     if (!ggml_gallocr_alloc_graph(allocator, graph))
-        throw InsufficientMemory("no memory to compute a batch of " + std::to_string(s.n_tokens) +
+        throw InsufficientMemory("no memory to compute a batch of " + std::to_string(shape.n_tokens) +
                                  " tokens: use a smaller n_batch");
 }
 

@@ -15,11 +15,23 @@ namespace sardine {
 
 // Whether attention is ggml's flash attention rather than our op. From a whole tile of tokens on ggml
 // computes in f32 and is used; below that it sums f16 values in f16, so the modes with experts use ours. The
-// base alone (off) always uses ggml's, so that it equals llama.cpp with flash attention bit for bit.
+// base alone (off) always uses ggml's, so that it equals llama.cpp with flash attention bit for bit. ggml's
+// is slow on q8_0, whose rows are widened to f32 for it: worth it for a tile of tokens, not for a few.
 constexpr int64_t kFlashTokens = 64;
-inline bool uses_flash_attention(DeltaMode mode, int64_t n_tokens) {
-    return mode == DeltaMode::off || n_tokens >= kFlashTokens;
+inline bool uses_flash_attention(DeltaMode mode, ggml_type kv_type, int64_t n_tokens) {
+    return n_tokens >= kFlashTokens || (mode == DeltaMode::off && kv_type != GGML_TYPE_Q8_0);
 }
+
+// Multiply-adds of a node at most, by the kind of its matrix or for flash attention. ggml asks between nodes
+// whether to stop, so they bound how long a cancelled evaluation goes on: to about 0.2 s on two AVX-512
+// cores.
+struct NodeWork {
+    double quantized = 24e9, floats = 12e9, flash = 8e9;
+};
+NodeWork& node_work();  // changed by tests only, while no context is made or used
+
+// Tokens of a batch whose products with any one matrix of a layer stay below that; at least a tile.
+int64_t bounded_batch(const Weights& w);
 
 // What a graph is built for; a graph is reused while this stays the same.
 struct GraphShape {
@@ -45,6 +57,7 @@ struct AttentionOp {
     int64_t n_heads_kv;
     const CpuOps* ops;
     std::vector<std::vector<float>>* scratch;  // one per thread
+    StopCheck stop;
 };
 
 struct GraphContext {
@@ -57,10 +70,15 @@ struct GraphContext {
     AttentionOp attention_op;
 };
 
-// One built and allocated graph. Inputs must be written before every run: their memory is reused within it.
+// One graph. Inputs must be written before every run: their memory is reused within it.
 class Graph {
  public:
-    Graph(const GraphContext& g, const GraphShape& shape, ggml_gallocr* allocator);
+    Graph(const GraphContext& g, const GraphShape& shape);
+
+    // Bytes that allocate() and a run on n_threads take.
+    double bytes(int n_threads) const;
+    // Throws InsufficientMemory, after which the allocator is of no use.
+    void allocate(ggml_gallocr* allocator);
 
     GraphShape shape;
     ggml_tensor* tokens = nullptr;      // i32 [n_tokens]
@@ -69,11 +87,12 @@ class Graph {
     ggml_tensor* mask = nullptr;        // f16 [n_kv, n_tokens], null for our own attention
     ggml_tensor* attn_scale = nullptr;  // f32 [1, 1, n_tokens], null without attention temperature
     ggml_tensor* last = nullptr;        // i32 [1], null when all logits are wanted
-    ggml_tensor* logits = nullptr;      // f32 [n_vocab, n_tokens or 1]
+    std::vector<ggml_tensor*> logits;   // f32 [n_vocab, tokens of a part]; the parts follow each other
     std::vector<ggml_tensor*> routes;   // f32 [2k, n_tokens], one per layer with experts
     ggml_cgraph* graph = nullptr;
 
  private:
+    ggml_tensor* flash_attention(const GraphContext& g, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v);
     ggml_tensor* attention(const GraphContext& g, int64_t il, ggml_tensor* x);
     ggml_tensor* feed_forward(const GraphContext& g, int64_t il, ggml_tensor* x);
     ggml_tensor* rms_norm(const GraphContext& g, ggml_tensor* x, ggml_tensor* weight);

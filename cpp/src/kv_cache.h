@@ -6,19 +6,23 @@
 #include <vector>
 
 #include "hparams.h"
+#include "kernels/cpu_ops.h"
 
 namespace sardine {
 
 class KvCache {
  public:
-    // Throws InsufficientMemory before it allocates, with the bytes needed and available.
+    // The tensors alone: enough to build and measure a graph, not to run it.
     KvCache(const HParams& h, int64_t n_ctx, ggml_type type);
+    // Throws InsufficientMemory.
+    void allocate();
 
     // [head_dim * n_head_kv, n_ctx_padded]
     ggml_tensor* k(int64_t layer) const { return k_[layer]; }
     ggml_tensor* v(int64_t layer) const { return v_[layer]; }
     ggml_type type() const { return type_; }
 
+    // In double: a request may exceed any integer.
     static double bytes(const HParams& h, int64_t n_ctx, ggml_type type);
 
  private:
@@ -27,6 +31,10 @@ class KvCache {
     ggml_context_ptr ctx_;
     ggml_backend_buffer_ptr buffer_;
 };
+
+// f16, f32 or q8_0; the last needs heads of whole blocks. Throws InvalidArgument.
+ggml_type parse_kv_type(const std::string& name, const HParams& h);
+KvType kv_type_of(ggml_type type);
 
 // Attention reads the cache in steps of this many positions, so that a decode graph lasts for as many tokens.
 constexpr int64_t kKvStep = 256;

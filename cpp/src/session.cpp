@@ -1,16 +1,12 @@
 #include "sardine/session.h"
 
-#include <ggml-alloc.h>
-#include <ggml-cpu.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
-#include "graph.h"
-#include "kv_cache.h"
+#include "engine.h"
 #include "sardine/error.h"
 
 namespace sardine {
@@ -18,85 +14,16 @@ namespace {
 
 constexpr int64_t kInterruptNs = 100'000'000;
 
-ggml_type parse_kv_type(const std::string& name) {
-    if (name == "f16") return GGML_TYPE_F16;
-    if (name == "f32") return GGML_TYPE_F32;
-    throw InvalidArgument("kv_type '" + name + "' is unknown, expected f16 or f32");
-}
-
 int64_t now_ns() {
     return std::chrono::steady_clock::now().time_since_epoch().count();
 }
 
-// A graph with memory of its own: single tokens and batches keep one each, so neither evicts the other.
-struct GraphSlot {
-    ggml_gallocr_ptr allocator{ggml_gallocr_new(ggml_backend_cpu_buffer_type())};
-    std::unique_ptr<Graph> graph;
-
-    Graph& get(const GraphContext& context, const GraphShape& shape) {
-        if (!graph || !(graph->shape == shape)) {
-            graph.reset();
-            try {
-                graph = std::make_unique<Graph>(context, shape, allocator.get());
-            } catch (...) {
-                // A failed reservation leaves the allocator without the buffer that it believes to have.
-                allocator.reset(ggml_gallocr_new(ggml_backend_cpu_buffer_type()));
-                throw;
-            }
-        }
-        return *graph;
-    }
-};
-
 }  // namespace
-
-struct Session::Engine {
-    Engine(const Model& m, int64_t n_ctx, int64_t n_batch, int n_threads, ggml_type kv_type, DeltaMode mode)
-        : cache(m.hparams(), n_ctx, kv_type),
-          backend(ggml_backend_cpu_init()),
-          scratch(n_threads),
-          attention_rows(n_threads,
-                         std::vector<float>(attention_scratch(m.hparams().n_head, m.hparams().n_head_kv))),
-          context{.hparams = &m.hparams(),
-                  .weights = &m.weights(),
-                  .cache = &cache,
-                  .mode = mode,
-                  .n_expert_used = m.experts().expert_used_count,
-                  .layer_ops = {},
-                  .attention_op = {.type = kv_type == GGML_TYPE_F16 ? KvType::f16 : KvType::f32,
-                                   .n_heads_kv = m.hparams().n_head_kv,
-                                   .ops = &cpu_ops(),
-                                   .scratch = &attention_rows}} {
-        if (!backend) throw InsufficientMemory("no memory for the CPU backend");
-        ggml_backend_cpu_set_n_threads(backend.get(), n_threads);
-        context.layer_ops.resize(m.hparams().n_layer);
-        for (int64_t il = 0; il < m.hparams().n_layer; ++il) {
-            const LayerExperts* x = m.weights().layers[il].experts.get();
-            if (!x) continue;
-            auto op = [&](const DeltaMatrix& d) {
-                if (mode == DeltaMode::sparse || d.shared.data)
-                    scratch.front().reserve(d, n_batch,
-                                            mode == DeltaMode::sparse ? context.n_expert_used : 0);
-                return DeltaOp{.delta = &d, .ops = &cpu_ops(), .scratch = &scratch};
-            };
-            context.layer_ops[il] = {op(x->gate), op(x->up), op(x->down), x->mean};
-        }
-        // Every thread needs the same; sizing it reads all row pointers, so that is done once.
-        std::fill(scratch.begin() + 1, scratch.end(), scratch.front());
-    }
-
-    KvCache cache;
-    ggml_backend_ptr backend;
-    std::vector<SparseScratch> scratch;
-    std::vector<std::vector<float>> attention_rows;
-    GraphContext context;
-    GraphSlot single, batch;
-};
 
 Session::Session(std::shared_ptr<const Model> model, const SessionOptions& o)
     : model_(std::move(model)), mode_(o.mode) {
     const HParams& h = model_->hparams();
-    if (o.n_ctx < 0 || o.n_ctx > std::numeric_limits<int32_t>::max())
+    if ((o.n_ctx < 0 && o.n_ctx != kAutoContext) || o.n_ctx > std::numeric_limits<int32_t>::max())
         throw InvalidArgument("n_ctx is " + std::to_string(o.n_ctx) +
                               ", expected 1 to 2147483647, or 0 for the default");
     if (o.n_batch < 1)
@@ -105,14 +32,18 @@ Session::Session(std::shared_ptr<const Model> model, const SessionOptions& o)
         throw InvalidArgument("delta_mode '" + std::string(delta_mode_name(mode_)) +
                               "' needs a file with experts, and " + model_->path() +
                               " is a plain base model: use 'off'");
-    n_ctx_ = o.n_ctx ? o.n_ctx : std::min(h.n_ctx_train, kDefaultContext);
-    n_batch_ = std::min(o.n_batch, n_ctx_);
     n_threads_ = checked_threads(o.n_threads);
-    engine_ =
-        std::make_unique<Engine>(*model_, n_ctx_, n_batch_, n_threads_, parse_kv_type(o.kv_type), mode_);
-    ggml_backend_cpu_set_abort_callback(
-        engine_->backend.get(), [](void* self) { return static_cast<Session*>(self)->should_stop(); }, this);
-    tokens_.reserve(std::min<int64_t>(n_ctx_, 1 << 16));
+    const StopCheck stop{[](void* self, int ith) { return static_cast<Session*>(self)->should_stop(ith); },
+                         this};
+    engine_ = std::make_unique<Engine>(
+        *model_, EngineOptions{.n_ctx = o.n_ctx ? o.n_ctx : std::min(h.n_ctx_train, kDefaultContext),
+                               .n_batch = o.n_batch,
+                               .n_threads = n_threads_,
+                               .kv_type = parse_kv_type(o.kv_type, h),
+                               .mode = mode_,
+                               .stop = stop});
+    engine_->set_abort_callback([](void* self) { return static_cast<Session*>(self)->should_stop(0); }, this);
+    tokens_.reserve(std::min<int64_t>(n_ctx(), 1 << 16));
 }
 
 Session::~Session() = default;
@@ -124,22 +55,40 @@ std::unique_lock<std::mutex> Session::lock() {
     return l;
 }
 
-double Session::memory_bytes() {
-    const auto held = lock();
-    return KvCache::bytes(model_->hparams(), n_ctx_, engine_->cache.type()) +
-           static_cast<double>(ggml_gallocr_get_buffer_size(engine_->single.allocator.get(), 0)) +
-           static_cast<double>(ggml_gallocr_get_buffer_size(engine_->batch.allocator.get(), 0));
+int64_t Session::n_ctx() const {
+    return engine_->n_ctx();
 }
 
-// Called on the evaluating thread after each node.
-bool Session::should_stop() {
-    if (cancelled_.load(std::memory_order_relaxed)) return true;
-    if (!interrupt_) return false;
-    const int64_t now = now_ns();
-    if (now < next_interrupt_ns_) return false;
-    next_interrupt_ns_ = now + kInterruptNs;
-    if (interrupt_()) cancelled_.store(true, std::memory_order_relaxed);
-    return cancelled_.load(std::memory_order_relaxed);
+int64_t Session::n_batch() const {
+    return engine_->n_batch();
+}
+
+double Session::memory_bytes() {
+    const auto held = lock();
+    return engine_->bytes();
+}
+
+Session::Counts Session::counts() const {
+    Counts c = counts_;
+    c.graphs = engine_->graphs_built();
+    c.nodes = engine_->batch_nodes();
+    return c;
+}
+
+// Thread 0 is the one that called eval; the others learn from it.
+bool Session::should_stop(int ith) {
+    if (stopped_.load(std::memory_order_relaxed)) return true;
+    if (ith != 0) return false;
+    bool stop = n_cancels() != since_;
+    if (!stop && interrupt_) {
+        const int64_t now = now_ns();
+        if (now >= next_interrupt_ns_) {
+            next_interrupt_ns_ = now + kInterruptNs;
+            stop = interrupt_();
+        }
+    }
+    if (stop) stopped_.store(true, std::memory_order_relaxed);
+    return stop;
 }
 
 void Session::truncate(int64_t n) {
@@ -154,9 +103,9 @@ void Session::check(std::span<const int32_t> tokens) const {
     const auto n = static_cast<int64_t>(tokens.size());
     const auto n_past = static_cast<int64_t>(tokens_.size());
     if (n == 0) throw InvalidArgument("there are no tokens to evaluate");
-    if (n > n_ctx_ - n_past)
+    if (n > n_ctx() - n_past)
         throw ContextOverflow(std::to_string(n) + " tokens do not fit: the context of " +
-                              std::to_string(n_ctx_) + " tokens holds " + std::to_string(n_past) +
+                              std::to_string(n_ctx()) + " tokens holds " + std::to_string(n_past) +
                               " already. Nothing was evaluated");
     for (const int32_t t : tokens)
         if (t < 0 || t >= model_->hparams().n_vocab)
@@ -164,12 +113,14 @@ void Session::check(std::span<const int32_t> tokens) const {
                                   std::to_string(model_->hparams().n_vocab));
 }
 
-void Session::eval(std::span<const int32_t> tokens, float* all_logits) {
+void Session::eval(std::span<const int32_t> tokens, float* all_logits, std::optional<uint64_t> since) {
     check(tokens);
+    since_ = since.value_or(n_cancels());
+    stopped_.store(false, std::memory_order_relaxed);
+    if (n_cancels() != since_) throw Cancelled("the evaluation was cancelled before it began");
     const auto n = static_cast<int64_t>(tokens.size());
     const auto n_past = static_cast<int64_t>(tokens_.size());
     const int64_t n_vocab = model_->hparams().n_vocab;
-    cancelled_.store(false, std::memory_order_relaxed);
     next_interrupt_ns_ = now_ns() + kInterruptNs;
     routing_ = {};
     if (mode_ != DeltaMode::off) {
@@ -180,8 +131,8 @@ void Session::eval(std::span<const int32_t> tokens, float* all_logits) {
         routing_.weights.resize(routing_.ids.size());
     }
     try {
-        for (int64_t i = 0; i < n; i += n_batch_) {
-            const int64_t m = std::min(n_batch_, n - i);
+        for (int64_t i = 0; i < n; i += n_batch()) {
+            const int64_t m = std::min(n_batch(), n - i);
             run(tokens.subspan(i, m), all_logits != nullptr, all_logits ? all_logits + i * n_vocab : nullptr,
                 i);
             tokens_.insert(tokens_.end(), tokens.begin() + i, tokens.begin() + i + m);
@@ -198,11 +149,7 @@ void Session::run(std::span<const int32_t> tokens, bool want_all, float* all_log
     const HParams& h = model_->hparams();
     const auto n = static_cast<int64_t>(tokens.size());
     const auto n_past = static_cast<int64_t>(tokens_.size());
-    // Our attention reads the positions; only flash attention's graph depends on how many there are.
-    const GraphShape shape{.n_tokens = n,
-                           .n_kv = uses_flash_attention(mode_, n) ? padded_positions(n_past + n) : 0,
-                           .all_logits = want_all};
-    Graph& g = (n == 1 ? engine_->single : engine_->batch).get(engine_->context, shape);
+    Graph& g = engine_->graph(n, n_past, want_all);
 
     std::memcpy(g.tokens->data, tokens.data(), n * sizeof(int32_t));
     for (int64_t i = 0; i < n; ++i) {
@@ -217,22 +164,25 @@ void Session::run(std::span<const int32_t> tokens, bool want_all, float* all_log
         const ggml_fp16_t visible = ggml_fp32_to_fp16(0.0f);
         const ggml_fp16_t hidden = ggml_fp32_to_fp16(-std::numeric_limits<float>::infinity());
         auto* row = static_cast<ggml_fp16_t*>(g.mask->data);
-        for (int64_t i = 0; i < n; ++i, row += shape.n_kv) {
+        for (int64_t i = 0; i < n; ++i, row += g.shape.n_kv) {
             std::fill_n(row, n_past + i + 1, visible);
-            std::fill(row + n_past + i + 1, row + shape.n_kv, hidden);
+            std::fill(row + n_past + i + 1, row + g.shape.n_kv, hidden);
         }
     }
     if (g.last) *static_cast<int32_t*>(g.last->data) = static_cast<int32_t>(n - 1);
 
-    const ggml_status status = ggml_backend_graph_compute(engine_->backend.get(), g.graph);
+    const ggml_status status = engine_->compute(g);
     if (status == GGML_STATUS_ABORTED) throw Cancelled("the evaluation was cancelled");
     if (status == GGML_STATUS_ALLOC_FAILED) throw InsufficientMemory("no memory for ggml's work buffer");
     if (status != GGML_STATUS_SUCCESS) throw Error("ggml failed with status " + std::to_string(status));
 
-    const auto* logits = static_cast<const float*>(g.logits->data);
-    if (want_all) std::memcpy(all_logits, logits, n * h.n_vocab * sizeof(float));
-    const float* last = logits + (want_all ? (n - 1) * h.n_vocab : 0);
-    last_logits_.assign(last, last + h.n_vocab);
+    for (const ggml_tensor* part : g.logits) {
+        const auto* rows = static_cast<const float*>(part->data);
+        if (want_all) all_logits = std::copy_n(rows, ggml_nelements(part), all_logits);
+        last_logits_.assign(rows + (part->ne[1] - 1) * h.n_vocab, rows + part->ne[1] * h.n_vocab);
+    }
+    counts_.tokens += n;
+    counts_.batches += 1;
 
     for (size_t il = 0; il < g.routes.size(); ++il) {
         const auto* rows = static_cast<const float*>(g.routes[il]->data);

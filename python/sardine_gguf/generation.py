@@ -158,6 +158,7 @@ class Generation:
         self._waiting: list[TokenLogprob] = []  # their text is held back
         self._ready: list[TokenLogprob] = []
         self._logits: NDArray[np.float32] | None = None  # that the last token was drawn from
+        self._since: int | None = None
         sampler.accept_prompt(prompt)
         self._pieces = self._run()
 
@@ -196,7 +197,7 @@ class Generation:
         self._session.truncate(keep)
         self.timings.cached_tokens = keep
         start = time.perf_counter()
-        self._session.decode(self._prompt[keep:])
+        self._session.decode(self._prompt[keep:], self._since)
         self.timings.prompt_seconds = time.perf_counter() - start
 
     def _evaluate_whole_prompt(self, step: int = 64) -> None:
@@ -226,6 +227,7 @@ class Generation:
         self.timings.prompt_seconds = time.perf_counter() - start
 
     def _run(self) -> Generator[tuple[Channel, str], None, None]:
+        self._since = self._session.n_cancels  # a cancel() from now on ends this generation
         self._evaluate_prompt()
         start = time.perf_counter()
         inside = self._think is not None and self._split_thoughts and self._thoughts.inside
@@ -267,6 +269,7 @@ class Generation:
 
     def sampled_tokens(self) -> Iterator[int]:
         """Runs it for the tokens alone, to the one that ends the text; stop strings do nothing."""
+        self._since = self._session.n_cancels
         self._evaluate_prompt()
         for token in self._sampled_tokens():
             yield token
@@ -279,7 +282,7 @@ class Generation:
             if self.tokens:
                 if self._session.n_tokens >= self._session.n_ctx:
                     return
-                self._session.decode(self.tokens[-1:])
+                self._session.decode(self.tokens[-1:], self._since)
             self._logits = self._session.last_logits() if self._n_top is not None else None
             forced = self._thoughts.forced()
             if forced is None:

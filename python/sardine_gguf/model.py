@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sardine_gguf import _native
 from sardine_gguf.chat import ChatTemplate, Message
+from sardine_gguf.context import (
+    ContextLength,
+    ContextOptions,
+    KvType,
+    encoded_path,
+    load_state,
+    save_state,
+)
 from sardine_gguf.generation import Generation
 from sardine_gguf.llama_arguments import MISSING_ATTRIBUTES, llama_arguments
 from sardine_gguf.openai_api import OpenAIMethods
@@ -41,26 +51,24 @@ class Count(int):
         return int(self)
 
 
-def _encoded(path: str | os.PathLike[str]) -> bytes:
-    encoded = os.fsencode(path)
-    if b"\0" in encoded:
-        raise ValueError("the path contains a null byte")
-    return encoded
-
-
 class Sardine(OpenAIMethods):
     """A SaRDinE model (or its plain base) from one GGUF file, with one context.
+
+    `new_context` makes more contexts on the same weights. A context evaluates for one thread at a time:
+    a call from another one meanwhile raises BusyError.
 
     Args:
         path, model_path: the GGUF file; the second is llama-cpp-python's name for it.
         adapter: a file with the experts alone (convert-sardine --adapter), for a path that is their base.
-        n_ctx: context length in tokens; None takes the model's own, at most 8192.
+        n_ctx: context length in tokens; None takes the model's own, at most 8192; "auto" the longest, up
+            to the model's own, whose memory is free beside the weights'.
         n_batch: tokens evaluated at a time in a prompt.
         n_threads: CPU threads; None takes every processor that this process may use.
         n_gpu_layers: 0; this build computes on the CPU.
         delta_mode: "sparse" (experts change the FFN's matrices), "gain" (they scale its output, as the
             published code does), "off" (the base alone); None takes the file's.
-        kv_type: type of cached keys and values, "f16" or "f32".
+        kv_type: type of cached keys and values: "f16", "f32", or "q8_0", which takes half of f16's
+            memory and needs a head dimension that is a multiple of 32.
         seed: default seed of `generate` and the chat; negative draws a new one each time.
         verbose: print what was loaded to standard error.
         llama: other arguments of llama-cpp-python's Llama. type_k and type_v (the same) are read as kv_type,
@@ -71,7 +79,8 @@ class Sardine(OpenAIMethods):
         FormatError: a file is damaged, of another kind, not a model that this runtime computes, or the
             adapter was made for a base of another shape.
         OSError: the file cannot be read.
-        InsufficientMemory: the context does not fit the free memory.
+        InsufficientMemory: the context does not fit the free memory; it names the bytes needed and free,
+            and nothing was allocated.
         ValueError: an argument is out of range.
     """
 
@@ -81,12 +90,12 @@ class Sardine(OpenAIMethods):
         *,
         model_path: str | os.PathLike[str] | None = None,
         adapter: str | os.PathLike[str] | None = None,
-        n_ctx: int | None = None,
+        n_ctx: ContextLength = None,
         n_batch: int = 512,
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
         delta_mode: DeltaMode | None = None,
-        kv_type: Literal["f16", "f32"] = "f16",
+        kv_type: KvType = "f16",
         seed: int = -1,
         verbose: bool = False,
         **llama: Any,
@@ -103,13 +112,11 @@ class Sardine(OpenAIMethods):
             raise ValueError(
                 f"n_gpu_layers is {n_gpu_layers}, but this build computes on the CPU only: use 0"
             )
-        for name, value in (("n_ctx", n_ctx), ("n_threads", n_threads)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1, or None for the default")
+        options = ContextOptions(n_ctx, n_batch, n_threads, kv_type, delta_mode)
         self._model = _native.Model(
-            _encoded(path),
+            encoded_path(path),
             n_threads=n_threads or 0,
-            adapter=None if adapter is None else _encoded(adapter),
+            adapter=None if adapter is None else encoded_path(adapter),
         )
         if not self._model.adapter_fits_norms():
             warnings.warn(
@@ -117,18 +124,8 @@ class Sardine(OpenAIMethods):
                 f"the model that the experts were made for: is {os.fspath(path)} another finetune?",
                 stacklevel=2,
             )
-        experts = self._model.experts
-        self._delta_mode = delta_mode or (
-            experts["delta_mode"] if experts["expert_count"] else "off"
-        )
-        self._session = _native.Session(
-            self._model,
-            n_ctx=n_ctx or 0,
-            n_batch=n_batch,
-            n_threads=n_threads or 0,
-            kv_type=kv_type,
-            delta_mode=self._delta_mode,
-        )
+        self._context = options.on(self._model)
+        self._session = self._context.open(self._model)
         self.sampling = SamplingOptions.from_file(self._model.file, seed).override(**sampling)
         if verbose:
             print(self.describe(), file=sys.stderr)
@@ -136,15 +133,20 @@ class Sardine(OpenAIMethods):
     # ---- life ----
 
     def close(self) -> None:
-        """Frees the context and the mapping; later calls that need them raise ValueError.
+        """Frees the context, and the mapping with the last context; later calls raise ValueError.
 
-        Closing twice is fine.
+        Closing twice is fine, and other contexts on the model go on.
         """
         self._session = None
-        for cached in ("chat_template", "metadata", "think_tokens"):
-            self.__dict__.pop(cached, None)
+        self._forget_cached()
         if hasattr(self, "_model"):
             del self._model
+
+    def _forget_cached(self) -> None:
+        for base in type(self).__mro__:
+            for name, value in vars(base).items():
+                if isinstance(value, cached_property):
+                    self.__dict__.pop(name, None)
 
     def __enter__(self) -> Sardine:
         return self
@@ -171,6 +173,37 @@ class Sardine(OpenAIMethods):
             raise ValueError("this model is closed")
         return self._model
 
+    def new_context(
+        self,
+        *,
+        n_ctx: ContextLength = None,
+        n_batch: int | None = None,
+        n_threads: int | None = None,
+        delta_mode: DeltaMode | None = None,
+        kv_type: KvType | None = None,
+    ) -> Sardine:
+        """Another context on the same weights: keys, values and scratch are its own.
+
+        It has every method of this class, and both may evaluate at the same time in different threads.
+        Either may be closed first. Arguments as in the constructor; None takes this context's.
+
+        Raises:
+            InsufficientMemory, ValueError: as in the constructor.
+        """
+        given = {
+            "n_ctx": n_ctx,
+            "n_batch": n_batch,
+            "n_threads": n_threads,
+            "delta_mode": delta_mode,
+            "kv_type": kv_type,
+        }
+        options = replace(self._context, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+        session = options.open(self.model)
+        other = copy.copy(self)
+        other._forget_cached()
+        other._context, other._session = options, session
+        return other
+
     # ---- facts ----
 
     @cached_property
@@ -194,7 +227,12 @@ class Sardine(OpenAIMethods):
     @property
     def delta_mode(self) -> str:
         """The mode that runs: "sparse", "gain" or "off"."""
-        return self._delta_mode
+        return str(self._context.delta_mode)
+
+    @property
+    def kv_type(self) -> str:
+        """Type of the cached keys and values: "f16", "f32" or "q8_0"."""
+        return self._context.kv_type
 
     @property
     def n_ctx(self) -> Count:
@@ -307,8 +345,44 @@ class Sardine(OpenAIMethods):
         self.session.truncate(0)
 
     def cancel(self) -> None:
-        """Stops the evaluation that runs in another thread, which raises Cancelled there."""
+        """Stops what this context does in another thread, which raises Cancelled there.
+
+        That is an evaluation, a prompt's included, or a generation that has begun, even between two of
+        its tokens. What begins later is not affected.
+        """
         self.session.cancel()
+
+    @overload
+    def save_state(self) -> bytes: ...
+    @overload
+    def save_state(self, path: str | os.PathLike[str]) -> None: ...
+    def save_state(self, path: str | os.PathLike[str] | None = None) -> bytes | None:
+        """The context's tokens, keys, values and last logits, as bytes or to a file.
+
+        The file appears complete or not at all, and replaces any before. It fits this model file,
+        `delta_mode` and `kv_type` only.
+
+        Raises:
+            OSError: the file cannot be written.
+            BusyError: another thread is evaluating.
+        """
+        if path is None:
+            return self.session.save_bytes()
+        save_state(self.session, path)
+        return None
+
+    def load_state(self, state: bytes | bytearray | memoryview | str | os.PathLike[str]) -> None:
+        """Takes the context from what `save_state` returned or wrote: what follows is the same, bit for bit.
+
+        On an error the context is as before.
+
+        Raises:
+            FormatError: it is damaged, or of another model, `delta_mode` or `kv_type`.
+            ContextOverflow: it has more tokens than n_ctx.
+            OSError: the file cannot be read.
+            BusyError: another thread is evaluating.
+        """
+        load_state(self.session, state)
 
     # ---- generation ----
 

@@ -23,6 +23,14 @@ def tiny(workshop: Path) -> TinyModel:
 
 
 @pytest.fixture(scope="session")
+def wide(workshop: Path) -> TinyModel:
+    """Heads of 32, a whole block of q8_0; a context of 256 tokens, four times YaRN's original."""
+    return make_model(
+        workshop / "heads32", base={"head_dim": 32}, srde={"n_experts": 4, "density": 0.05}
+    )
+
+
+@pytest.fixture(scope="session")
 def small(workshop: Path) -> TinyModel:
     """A small file for damage: 2 layers, 3 experts, q8_0 values in column blocks of 20."""
     return make_model(

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -15,14 +16,23 @@
 namespace sardine {
 
 struct SessionOptions {
-    int64_t n_ctx = 0;  // 0: the model's context length, at most kDefaultContext
-    int64_t n_batch = 512;
+    int64_t n_ctx = 0;            // 0: the model's context length, at most kDefaultContext; or kAutoContext
+    int64_t n_batch = 512;        // may be lowered so that a cancelled evaluation stops soon
     int n_threads = 0;            // 0: all processors
-    std::string kv_type = "f16";  // or "f32"
+    std::string kv_type = "f16";  // or "f32", "q8_0"
     DeltaMode mode = DeltaMode::off;
 };
 
 constexpr int64_t kDefaultContext = 8192;
+
+// The longest context, up to the model's own, whose memory is free beside the weights', less a margin: the
+// larger of kAutoMarginBytes and the share kAutoMargin of what is free.
+constexpr int64_t kAutoContext = -1;
+constexpr double kAutoMargin = 0.125, kAutoMarginBytes = 128.0 * 1024 * 1024;
+
+class Engine;
+class StateReader;
+class StateWriter;
 
 class Session {
  public:
@@ -31,15 +41,23 @@ class Session {
     ~Session();
 
     const Model& model() const { return *model_; }
-    int64_t n_ctx() const { return n_ctx_; }
-    int64_t n_batch() const { return n_batch_; }
+    int64_t n_ctx() const;
+    int64_t n_batch() const;
     int n_threads() const { return n_threads_; }
     DeltaMode mode() const { return mode_; }
     double memory_bytes();  // keys, values and compute buffers
 
+    // What was done so far.
+    struct Counts {
+        int64_t tokens = 0, batches = 0, graphs = 0;  // evaluated, evaluated, built
+        int64_t nodes = 0;                            // of the last batch's graph
+    };
+    Counts counts() const;
+
     // Appends tokens. all_logits, if not null, receives [n, n_vocab] floats. On any error the context is as
-    // before. Throws ContextOverflow, InvalidArgument, Cancelled, BusyError, InsufficientMemory.
-    void eval(std::span<const int32_t> tokens, float* all_logits);
+    // before. A cancel() after n_cancels() was `since` stops it, by default one from now on. Throws
+    // ContextOverflow, InvalidArgument, Cancelled, InsufficientMemory.
+    void eval(std::span<const int32_t> tokens, float* all_logits, std::optional<uint64_t> since = {});
 
     // Throws what eval would for these tokens, without evaluating.
     void check(std::span<const int32_t> tokens) const;
@@ -59,8 +77,16 @@ class Session {
     };
     const Routing& routing() const { return routing_; }
 
-    // May be called from any thread: stops the running eval soon.
-    void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+    // The tokens with their keys, values and last logits, as session_state.cpp lays them out. load() gives
+    // the context that save() saw, bit for bit; on an error in the data it changes nothing, on one in reading
+    // it empties the context. Throws FormatError, ContextOverflow, IoError.
+    uint64_t state_bytes() const;
+    void save(StateWriter& out) const;
+    void load(StateReader& in);
+
+    // May be called from any thread: stops the running eval soon, and those that began `since` before.
+    void cancel() { n_cancels_.fetch_add(1, std::memory_order_relaxed); }
+    uint64_t n_cancels() const { return n_cancels_.load(std::memory_order_relaxed); }
     // Asked now and then, from the thread that calls eval; true stops it.
     void set_interrupt(std::function<bool()> interrupt) { interrupt_ = std::move(interrupt); }
 
@@ -68,20 +94,20 @@ class Session {
     std::unique_lock<std::mutex> lock();
 
  private:
-    struct Engine;
-
     void run(std::span<const int32_t> tokens, bool want_all, float* all_logits, int64_t routed_before);
-    bool should_stop();
+    bool should_stop(int ith);
 
     std::shared_ptr<const Model> model_;
-    int64_t n_ctx_ = 0, n_batch_ = 0;
     int n_threads_ = 0;
     DeltaMode mode_;
     std::unique_ptr<Engine> engine_;
     std::vector<int32_t> tokens_;
     std::vector<float> last_logits_;
     Routing routing_;
-    std::atomic<bool> cancelled_{false};
+    Counts counts_;
+    std::atomic<uint64_t> n_cancels_{0};
+    uint64_t since_ = 0;
+    std::atomic<bool> stopped_{false};
     std::function<bool()> interrupt_;
     int64_t next_interrupt_ns_ = 0;
     std::mutex mutex_;

@@ -19,7 +19,7 @@ void prefetch_rows(const uint8_t* rows, size_t row_bytes, int64_t n, int64_t byt
 void attend(const AttentionArgs& a, const CpuOps& ops, int64_t token, int64_t first, int64_t n,
             float* weights) {
     const int64_t head_kv = first / (a.n_heads / a.n_heads_kv);
-    const int64_t head_bytes = a.dim * (a.type == KvType::f16 ? 2 : 4);
+    const int64_t head_bytes = kv_bytes(a.type, a.dim);
     const size_t offset = head_kv * head_bytes;
     const float* q = a.q + (token * a.n_heads + first) * a.dim;
     float* out = a.out + (token * a.n_heads + first) * a.dim;
@@ -65,8 +65,14 @@ void attention(const AttentionArgs& a, const CpuOps& ops, int ith, int nth, floa
     while (group > 1 && (a.n_tokens * a.n_heads / group < nth || shared % group != 0)) --group;
     const int64_t per_token = a.n_heads / group, n = a.n_tokens * per_token;
     // Later tokens see more rows: dealing them out one by one keeps the shares even.
-    for (int64_t i = ith; i < n; i += nth)
+    for (int64_t i = ith; i < n && !a.stop(ith); i += nth)
         attend(a, ops, i / per_token, i % per_token * group, group, scratch);
+}
+
+void dequantize_rows(const uint8_t* rows, size_t row_bytes, int64_t n_rows, int64_t n, const CpuOps& ops,
+                     int ith, int nth, float* out) {
+    for (int64_t r = n_rows * ith / nth; r < n_rows * (ith + 1) / nth; ++r)
+        ops.add_values(ValueType::q8_0, rows + r * row_bytes, 0, n, 1.0f, false, out + r * n);
 }
 
 }  // namespace sardine

@@ -3,6 +3,7 @@
 //
 // V: kLanes, Reg, zero(), set1(float), fma(a, b, c), sum(Reg), load(const float*, n), store(float*, n, Reg),
 //    load_kv(KvType, const uint8_t* row, first element, n); n <= kLanes elements count, others read as zero.
+//    Of q8_0 rows n is kLanes and first a multiple of it, which never straddles two blocks.
 #pragma once
 
 #include <cstddef>

@@ -14,7 +14,7 @@ constexpr int kTokenTile = 32;
 // Positions that attention weighs at a time.
 constexpr int64_t kAttentionBlock = 64;
 
-enum class KvType { f16, f32 };
+enum class KvType { f16, f32, q8_0 };
 
 struct CpuOps {
     const char* name;

@@ -114,6 +114,12 @@ struct Lanes {
     }
     static Reg load_kv(KvType type, const uint8_t* row, int64_t first, int64_t n) {
         if (type == KvType::f32) return load(reinterpret_cast<const float*>(row) + first, n);
+        if (type == KvType::q8_0) {
+            const auto& block = reinterpret_cast<const Q8Block*>(row)[first / kQ8Block];
+            const auto* q = reinterpret_cast<const __m128i*>(block.q + first % kQ8Block);
+            return _mm256_mul_ps(_mm256_set1_ps(_cvtsh_ss(block.d)),
+                                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(q))));
+        }
         const uint16_t* p = reinterpret_cast<const uint16_t*>(row) + first;
         if (n == kLanes) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
         uint16_t part[kLanes] = {};

@@ -103,6 +103,12 @@ struct Lanes {
     static void store(float* p, int64_t n, Reg r) { _mm512_mask_storeu_ps(p, tail_mask(n), r); }
     static Reg load_kv(KvType type, const uint8_t* row, int64_t first, int64_t n) {
         if (type == KvType::f32) return load(reinterpret_cast<const float*>(row) + first, n);
+        if (type == KvType::q8_0) {
+            const auto& block = reinterpret_cast<const Q8Block*>(row)[first / kQ8Block];
+            const auto* q = reinterpret_cast<const __m128i*>(block.q + first % kQ8Block);
+            return _mm512_mul_ps(_mm512_set1_ps(_cvtsh_ss(block.d)),
+                                 _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(q))));
+        }
         return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(tail_mask(n), row + 2 * first));
     }
 };

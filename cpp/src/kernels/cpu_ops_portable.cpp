@@ -100,6 +100,13 @@ struct Lanes {
     }
     static Reg load_kv(KvType type, const uint8_t* row, int64_t first, int64_t n) {
         if (type == KvType::f32) return load(reinterpret_cast<const float*>(row) + first, n);
+        if (type == KvType::q8_0) {
+            const auto& block = reinterpret_cast<const Q8Block*>(row)[first / kQ8Block];
+            const float d = widen(block.d);
+            Reg r;
+            for (int64_t i = 0; i < kLanes; ++i) r.v[i] = d * block.q[first % kQ8Block + i];
+            return r;
+        }
         const auto* p = reinterpret_cast<const uint16_t*>(row) + first;
         Reg r = zero();
         if (n == kLanes)

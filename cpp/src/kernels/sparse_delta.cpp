@@ -153,6 +153,11 @@ void SparseScratch::reserve(const DeltaMatrix& m, int64_t n_tokens, int64_t k) {
     }
 }
 
+size_t SparseScratch::bound(int64_t n_cols, int64_t n_tokens, int64_t k) {
+    const int64_t floats = std::max(kGroupPositions, n_cols) + 2 * kQ8Block + kGroupRows * kTokenTile;
+    return sizeof(float) * (floats + n_cols * kTokenTile) + sizeof(Slot) * n_tokens * std::max<int64_t>(k, 1);
+}
+
 void sparse_delta_add(const SparseDeltaArgs& a, const CpuOps& ops, int ith, int nth, SparseScratch& scratch) {
     const DeltaMatrix& m = *a.delta;
     if (m.empty() || (a.routes.k == 0 && !m.shared.data)) return;

@@ -29,6 +29,9 @@ class SparseScratch {
     // Makes room for `m` and batches of up to n_tokens tokens with k experts each (k = 0: shared part alone).
     void reserve(const DeltaMatrix& m, int64_t n_tokens, int64_t k);
 
+    // At most what reserve() leaves for matrices of up to n_cols columns; bytes() is what it did.
+    static size_t bound(int64_t n_cols, int64_t n_tokens, int64_t k);
+
     float* values() { return values_.data(); }
     float* tile() { return tile_.data(); }
     float* sums() { return sums_.data(); }
@@ -37,6 +40,9 @@ class SparseScratch {
         float weight;
     };
     Slot* slots() { return slots_.data(); }
+    size_t bytes() const {
+        return sizeof(float) * (values_.size() + tile_.size() + sums_.size()) + sizeof(Slot) * slots_.size();
+    }
 
  private:
     std::vector<float> values_;  // one row group's values

@@ -1,0 +1,170 @@
+#include "engine.h"
+
+#include <ggml-cpu.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "sardine/error.h"
+#include "sardine/session.h"
+#include "system_memory.h"
+
+namespace sardine {
+namespace {
+
+[[noreturn]] void refuse(int64_t n_ctx, const MemoryNeed& need, double available) {
+    char text[300];
+    std::snprintf(
+        text, sizeof text,
+        "n_ctx %lld needs %.0f bytes (%.0f for keys and values, %.0f to compute), but %.0f bytes are "
+        "available: ask for a smaller n_ctx or n_batch",
+        static_cast<long long>(n_ctx), need.total(), need.cache, need.compute, available);
+    throw InsufficientMemory(text);
+}
+
+}  // namespace
+
+void GraphSlot::reserve(const GraphContext& context, const GraphShape& largest) {
+    if (!ggml_gallocr_reserve(allocator_.get(), Graph(context, largest).graph))
+        throw InsufficientMemory("no memory to compute a batch of " + std::to_string(largest.n_tokens) +
+                                 " tokens: use a smaller n_batch");
+}
+
+Graph& GraphSlot::get(const GraphContext& context, const GraphShape& shape, int n_threads) {
+    if (graph_ && graph_->shape == shape) return *graph_;
+    graph_.reset();
+    auto g = std::make_unique<Graph>(context, shape);
+    if (shape.all_logits) {  // the others are what was reserved
+        const double need = g->bytes(n_threads) - bytes();
+        const auto available = static_cast<double>(available_memory());
+        if (need > available) {
+            char text[200];
+            std::snprintf(text, sizeof text,
+                          "the logits of a batch of %lld tokens need %.0f bytes more, but %.0f bytes are "
+                          "available: use a smaller n_batch",
+                          static_cast<long long>(shape.n_tokens), need, available);
+            throw InsufficientMemory(text);
+        }
+    }
+    try {
+        g->allocate(allocator_.get());
+    } catch (...) {
+        // A failed reservation leaves the allocator without the buffer that it believes to have.
+        allocator_.reset(ggml_gallocr_new(ggml_backend_cpu_buffer_type()));
+        throw;
+    }
+    ++n_built_;
+    graph_ = std::move(g);
+    return *graph_;
+}
+
+double GraphSlot::bytes() const {
+    return static_cast<double>(ggml_gallocr_get_buffer_size(allocator_.get(), 0));
+}
+
+Engine::Engine(const Model& m, const EngineOptions& o)
+    : h_(&m.hparams()),
+      n_threads_(o.n_threads),
+      backend_(ggml_backend_cpu_init()),
+      scratch_(o.n_threads),
+      attention_rows_(o.n_threads),
+      context_{.hparams = &m.hparams(),
+               .weights = &m.weights(),
+               .cache = nullptr,
+               .mode = o.mode,
+               .n_expert_used = m.experts().expert_used_count,
+               .layer_ops = {},
+               .attention_op = {.type = kv_type_of(o.kv_type),
+                                .n_heads_kv = m.hparams().n_head_kv,
+                                .ops = &cpu_ops(),
+                                .scratch = &attention_rows_,
+                                .stop = o.stop}} {
+    if (!backend_) throw InsufficientMemory("no memory for the CPU backend");
+    ggml_backend_cpu_set_n_threads(backend_.get(), n_threads_);
+    context_.layer_ops.resize(h_->n_layer);
+    for (int64_t il = 0; il < h_->n_layer; ++il) {
+        const LayerExperts* x = m.weights().layers[il].experts.get();
+        if (!x) continue;
+        auto op = [&](const DeltaMatrix& d) {
+            return DeltaOp{.delta = &d, .ops = &cpu_ops(), .scratch = &scratch_};
+        };
+        context_.layer_ops[il] = {op(x->gate), op(x->up), op(x->down), x->mean};
+    }
+
+    choose_context(m, o);
+    cache_ = std::make_unique<KvCache>(*h_, n_ctx_, o.kv_type);
+    cache_->allocate();
+    context_.cache = cache_.get();
+    for (const LayerOps& ops : context_.layer_ops)
+        for (const DeltaOp* op : {&ops.gate, &ops.up, &ops.down})
+            if (op->delta && (o.mode == DeltaMode::sparse || op->delta->shared.data))
+                scratch_.front().reserve(*op->delta, n_batch_,
+                                         o.mode == DeltaMode::sparse ? context_.n_expert_used : 0);
+    // Every thread needs the same; sizing it reads all row pointers, so that is done once.
+    std::fill(scratch_.begin() + 1, scratch_.end(), scratch_.front());
+    for (auto& rows : attention_rows_) rows.resize(attention_scratch(h_->n_head, h_->n_head_kv));
+    single_.reserve(context_, shape(1, n_ctx_ - 1, false));
+    if (n_batch_ > 1) batch_.reserve(context_, shape(n_batch_, n_ctx_ - n_batch_, false));
+}
+
+// Sets n_ctx_ and n_batch_, or throws InsufficientMemory.
+void Engine::choose_context(const Model& m, const EngineOptions& o) {
+    const int64_t longest = bounded_batch(m.weights());
+    auto n_batch = [&](int64_t n_ctx) { return std::min({o.n_batch, n_ctx, longest}); };
+    if (o.n_ctx != kAutoContext) {
+        n_ctx_ = o.n_ctx;
+        n_batch_ = n_batch(n_ctx_);
+        const auto available = static_cast<double>(available_memory());
+        MemoryNeed n{.cache = KvCache::bytes(*h_, n_ctx_, o.kv_type)};
+        if (n.cache <= available) n = need(n_ctx_, o);
+        if (n.total() > available) refuse(n_ctx_, n, available);
+        return;
+    }
+    // Weights stay in memory only as long as nothing else wants their pages; the rest is for everyone else.
+    const auto free = static_cast<double>(available_memory(m.file().bytes().size()));
+    const double budget = free - std::max(free * kAutoMargin, kAutoMarginBytes);
+    int64_t low = 0, high = (h_->n_ctx_train + kKvStep - 1) / kKvStep;  // in steps; low fits
+    while (low < high) {
+        const int64_t mid = low + (high - low + 1) / 2;
+        n_ctx_ = std::min(mid * kKvStep, h_->n_ctx_train);
+        n_batch_ = n_batch(n_ctx_);
+        const bool fits =
+            KvCache::bytes(*h_, n_ctx_, o.kv_type) <= budget && need(n_ctx_, o).total() <= budget;
+        (fits ? low : high) = fits ? mid : mid - 1;
+    }
+    n_ctx_ = std::min(std::max<int64_t>(low, 1) * kKvStep, h_->n_ctx_train);
+    n_batch_ = n_batch(n_ctx_);
+    if (low == 0) refuse(n_ctx_, need(n_ctx_, o), std::max(budget, 0.0));
+}
+
+MemoryNeed Engine::need(int64_t n_ctx, const EngineOptions& o) {
+    const KvCache tensors(*h_, n_ctx, o.kv_type);
+    context_.cache = &tensors;
+    MemoryNeed n{.cache = KvCache::bytes(*h_, n_ctx, o.kv_type)};
+    n.compute = Graph(context_, shape(1, n_ctx_ - 1, false)).bytes(n_threads_);
+    if (n_batch_ > 1)
+        n.compute += Graph(context_, shape(n_batch_, n_ctx_ - n_batch_, false)).bytes(n_threads_);
+    const int64_t k = context_.n_expert_used, widest = std::max(h_->n_ff, h_->n_embd);
+    if (k > 0) n.compute += static_cast<double>(SparseScratch::bound(widest, n_batch_, k)) * n_threads_;
+    context_.cache = nullptr;
+    return n;
+}
+
+GraphShape Engine::shape(int64_t n_tokens, int64_t n_past, bool all_logits) const {
+    // Our attention reads the positions; only flash attention's graph depends on how many there are.
+    const bool flash = uses_flash_attention(context_.mode, context_.cache->type(), n_tokens);
+    return {.n_tokens = n_tokens,
+            .n_kv = flash ? padded_positions(n_past + n_tokens) : 0,
+            .all_logits = all_logits};
+}
+
+Graph& Engine::graph(int64_t n_tokens, int64_t n_past, bool all_logits) {
+    return (n_tokens == 1 ? single_ : batch_).get(context_, shape(n_tokens, n_past, all_logits), n_threads_);
+}
+
+double Engine::bytes() const {
+    const double scratch = static_cast<double>(scratch_.front().bytes()) * n_threads_;
+    return KvCache::bytes(*h_, n_ctx_, cache_->type()) + scratch + single_.bytes() + batch_.bytes();
+}
+
+}  // namespace sardine

@@ -1,0 +1,275 @@
+// A session's state in bytes, all little-endian:
+//
+//   StateHeader, tokens i32 [n_tokens], logits f32 [n_logits], then for each layer the first n_tokens rows of
+//   its keys and of its values, then u64: Hash64 of everything before.
+//
+// The hash finds damage. A state made up on purpose can hold wrong numbers, but none that is not finite and
+// no token outside the vocabulary.
+#include <ggml.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+
+#include "engine.h"
+#include "hash.h"
+#include "kernels/q8_block.h"
+#include "sardine/error.h"
+#include "sardine/session.h"
+#include "sardine/state_io.h"
+
+static_assert(std::endian::native == std::endian::little);
+
+namespace sardine {
+namespace {
+
+constexpr std::array<char, 8> kMagic = {'S', 'A', 'R', 'D', 'S', 'T', 'A', 'T'};
+constexpr uint32_t kVersion = 1;
+constexpr uint64_t kPiece = 1 << 20;  // bytes read or written at a time
+
+struct StateHeader {
+    std::array<char, 8> magic = kMagic;
+    uint32_t version = kVersion;
+    uint32_t kv_type = 0;  // ggml's number
+    uint32_t mode = 0;     // 0 sparse, 1 gain, 2 off
+    uint32_t n_layer = 0, n_embd_kv = 0, n_vocab = 0;
+    uint64_t model_bytes = 0, model_hash = 0;
+    uint64_t n_tokens = 0, n_logits = 0;
+};
+static_assert(sizeof(StateHeader) == 64);
+
+template <typename T>
+std::span<const uint8_t> bytes_of(const T* data, size_t n) {
+    return {reinterpret_cast<const uint8_t*>(data), n * sizeof(T)};
+}
+
+uint32_t mode_number(DeltaMode mode) {
+    return mode == DeltaMode::sparse ? 0 : mode == DeltaMode::gain ? 1 : 2;
+}
+
+std::string mode_text(uint32_t number) {
+    const DeltaMode modes[] = {DeltaMode::sparse, DeltaMode::gain, DeltaMode::off};
+    return number < 3 ? delta_mode_name(modes[number]) : "number " + std::to_string(number);
+}
+
+std::string type_text(uint32_t number) {
+    for (const ggml_type t : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0})
+        if (number == static_cast<uint32_t>(t)) return ggml_type_name(t);
+    return "number " + std::to_string(number);
+}
+
+template <typename Word>
+bool finite_words(std::span<const uint8_t> bytes, Word exponent) {
+    for (size_t i = 0; i + sizeof(Word) <= bytes.size(); i += sizeof(Word)) {
+        Word w;
+        std::memcpy(&w, bytes.data() + i, sizeof w);
+        if ((w & exponent) == exponent) return false;
+    }
+    return true;
+}
+
+// bytes: whole elements or, of q8_0, whole blocks.
+bool all_finite(ggml_type type, std::span<const uint8_t> bytes) {
+    if (type == GGML_TYPE_F32) return finite_words<uint32_t>(bytes, 0x7F800000);
+    if (type == GGML_TYPE_F16) return finite_words<uint16_t>(bytes, 0x7C00);
+    for (size_t i = 0; i + sizeof(Q8Block) <= bytes.size(); i += sizeof(Q8Block))
+        if (!finite_words<uint16_t>(bytes.subspan(i, 2), 0x7C00)) return false;
+    return true;
+}
+
+// Identifies a model without reading all of it: sizes, every key and shape, and the start of every tensor.
+uint64_t model_hash(const Model& m) {
+    constexpr uint64_t kStart = 256;
+    Hash64 hash;
+    for (const GgufFile* f : {&m.file(), m.adapter()}) {
+        if (!f) continue;
+        hash.add(f->bytes().first(f->data_offset()));
+        for (const GgufTensor& t : f->tensors()) hash.add({f->data(t), std::min(t.nbytes, kStart)});
+    }
+    return hash.value();
+}
+
+StateHeader header_of(const Model& m, DeltaMode mode, ggml_type kv_type) {
+    const HParams& h = m.hparams();
+    return {.kv_type = static_cast<uint32_t>(kv_type),
+            .mode = mode_number(mode),
+            .n_layer = static_cast<uint32_t>(h.n_layer),
+            .n_embd_kv = static_cast<uint32_t>(h.n_embd_kv()),
+            .n_vocab = static_cast<uint32_t>(h.n_vocab),
+            .model_bytes = m.file().bytes().size() + (m.adapter() ? m.adapter()->bytes().size() : 0),
+            .model_hash = model_hash(m)};
+}
+
+// Where the parts of a state with this header lie; counts are small enough that nothing overflows.
+struct StateLayout {
+    explicit StateLayout(const StateHeader& h)
+        : tokens(sizeof(StateHeader)),
+          logits(tokens + 4 * h.n_tokens),
+          rows(logits + 4 * h.n_logits),
+          row_bytes(ggml_row_size(static_cast<ggml_type>(h.kv_type), h.n_embd_kv)),
+          hash(rows + 2 * h.n_layer * h.n_tokens * row_bytes),
+          end(hash + sizeof(uint64_t)) {}
+    uint64_t tokens, logits, rows, row_bytes, hash, end;
+};
+
+class StateLoader {
+ public:
+    StateLoader(StateReader& in, const StateHeader& expected, int64_t n_ctx)
+        : in_(in), header_(read_header(expected, n_ctx)), layout_(header_) {
+        if (in.size() != layout_.end)
+            fail("size", "the state has " + std::to_string(in.size()) + " bytes, and one of " +
+                             std::to_string(header_.n_tokens) + " tokens has " + std::to_string(layout_.end) +
+                             ": it is truncated or damaged");
+    }
+
+    // Reads everything once before any of it is used.
+    void verify() {
+        tokens = read_vector<int32_t>(layout_.tokens, header_.n_tokens);
+        logits = read_vector<float>(layout_.logits, header_.n_logits);
+        Hash64 hash = hash_so_far();
+        std::vector<uint8_t> piece;
+        bool finite = all_finite(GGML_TYPE_F32, bytes_of(logits.data(), logits.size()));
+        const uint64_t step = std::max<uint64_t>(1, kPiece / layout_.row_bytes) * layout_.row_bytes;
+        for (uint64_t at = layout_.rows; at < layout_.hash; at += step) {
+            piece.resize(std::min(step, layout_.hash - at));
+            in_.read(at, piece);
+            hash.add(piece);
+            finite = finite && all_finite(static_cast<ggml_type>(header_.kv_type), piece);
+        }
+        check_hash(hash, "it is damaged");
+        for (const int32_t t : tokens)
+            if (t < 0 || static_cast<uint32_t>(t) >= header_.n_vocab)
+                fail("tokens", "token id " + std::to_string(t) + " is outside the vocabulary of " +
+                                   std::to_string(header_.n_vocab));
+        if (!finite) fail("values", "a key, value or logit is not finite");
+    }
+
+    void read_rows(const KvCache& cache) {
+        Hash64 hash = hash_so_far();
+        uint64_t at = layout_.rows;
+        const uint64_t size = header_.n_tokens * layout_.row_bytes;
+        for (int64_t il = 0; il < static_cast<int64_t>(header_.n_layer); ++il)
+            for (ggml_tensor* t : {cache.k(il), cache.v(il)}) {
+                const std::span<uint8_t> rows{static_cast<uint8_t*>(t->data), size};
+                in_.read(at, rows);
+                hash.add(rows);
+                at += size;
+            }
+        check_hash(hash, "it changed while it was read");
+    }
+
+    std::vector<int32_t> tokens;
+    std::vector<float> logits;
+
+ private:
+    [[noreturn]] void fail(const char* field, const std::string& what) {
+        throw FormatError(in_.name(), field, what);
+    }
+
+    StateHeader read_header(const StateHeader& expected, int64_t n_ctx) {
+        if (in_.size() < sizeof(StateHeader) + sizeof(uint64_t))
+            fail("size", "the state has " + std::to_string(in_.size()) + " bytes, too few to be one");
+        StateHeader h;
+        in_.read(0, {reinterpret_cast<uint8_t*>(&h), sizeof h});
+        if (h.magic != kMagic) fail("magic", "this is no saved state of sardine_gguf");
+        if (h.version != kVersion)
+            fail("version", "the state has version " + std::to_string(h.version) + ", this runtime reads " +
+                                std::to_string(kVersion));
+        auto same = [&](const char* field, uint64_t found, uint64_t wanted) {
+            if (found != wanted)
+                fail(field, std::string("the state is of another model: its ") + field + " is " +
+                                std::to_string(found) + ", this model's is " + std::to_string(wanted));
+        };
+        same("n_layer", h.n_layer, expected.n_layer);
+        same("n_embd_kv", h.n_embd_kv, expected.n_embd_kv);
+        same("n_vocab", h.n_vocab, expected.n_vocab);
+        same("file size", h.model_bytes, expected.model_bytes);
+        same("hash", h.model_hash, expected.model_hash);
+        if (h.mode != expected.mode)
+            fail("delta_mode", "the state was saved in delta_mode '" + mode_text(h.mode) +
+                                   "', this context runs '" + mode_text(expected.mode) + "'");
+        if (h.kv_type != expected.kv_type)
+            fail("kv_type", "the state's kv_type is '" + type_text(h.kv_type) + "', this context's is '" +
+                                type_text(expected.kv_type) + "'");
+        if (h.n_logits != 0 && h.n_logits != h.n_vocab)
+            fail("n_logits", "the state has " + std::to_string(h.n_logits) + " logits, expected none or " +
+                                 std::to_string(h.n_vocab));
+        if (h.n_tokens > in_.size() / sizeof(int32_t))
+            fail("n_tokens", "the state claims " + std::to_string(h.n_tokens) + " tokens in " +
+                                 std::to_string(in_.size()) + " bytes");
+        if (h.n_tokens > static_cast<uint64_t>(n_ctx))
+            throw ContextOverflow(in_.name() + ": the state has " + std::to_string(h.n_tokens) +
+                                  " tokens, more than n_ctx " + std::to_string(n_ctx));
+        return h;
+    }
+
+    template <typename T>
+    std::vector<T> read_vector(uint64_t at, uint64_t n) {
+        std::vector<T> out(n);
+        in_.read(at, {reinterpret_cast<uint8_t*>(out.data()), n * sizeof(T)});
+        return out;
+    }
+
+    Hash64 hash_so_far() const {
+        Hash64 hash;
+        hash.add(bytes_of(&header_, 1));
+        hash.add(bytes_of(tokens.data(), tokens.size()));
+        hash.add(bytes_of(logits.data(), logits.size()));
+        return hash;
+    }
+
+    void check_hash(const Hash64& hash, const char* what) {
+        if (read_vector<uint64_t>(layout_.hash, 1)[0] != hash.value())
+            fail("hash", std::string("the state's checksum is not that of its content: ") + what);
+    }
+
+    StateReader& in_;
+    StateHeader header_;
+    StateLayout layout_;
+};
+
+}  // namespace
+
+uint64_t Session::state_bytes() const {
+    StateHeader h = header_of(*model_, mode_, engine_->cache().type());
+    h.n_tokens = tokens_.size();
+    h.n_logits = last_logits_.size();
+    return StateLayout(h).end;
+}
+
+void Session::save(StateWriter& out) const {
+    const KvCache& cache = engine_->cache();
+    StateHeader h = header_of(*model_, mode_, cache.type());
+    h.n_tokens = tokens_.size();
+    h.n_logits = last_logits_.size();
+    Hash64 hash;
+    auto put = [&](std::span<const uint8_t> bytes) {
+        hash.add(bytes);
+        for (; !bytes.empty(); bytes = bytes.subspan(std::min<size_t>(bytes.size(), kPiece)))
+            out.write(bytes.first(std::min<size_t>(bytes.size(), kPiece)));
+    };
+    put(bytes_of(&h, 1));
+    put(bytes_of(tokens_.data(), tokens_.size()));
+    put(bytes_of(last_logits_.data(), last_logits_.size()));
+    for (int64_t il = 0; il < model_->hparams().n_layer; ++il)
+        for (const ggml_tensor* t : {cache.k(il), cache.v(il)})
+            put({static_cast<const uint8_t*>(t->data), tokens_.size() * t->nb[1]});
+    const uint64_t value = hash.value();
+    out.write(bytes_of(&value, 1));
+}
+
+void Session::load(StateReader& in) {
+    StateLoader loader(in, header_of(*model_, mode_, engine_->cache().type()), n_ctx());
+    loader.verify();
+    routing_ = {};
+    try {
+        loader.read_rows(engine_->cache());
+    } catch (...) {
+        truncate(0);
+        throw;
+    }
+    tokens_ = std::move(loader.tokens);
+    last_logits_ = std::move(loader.logits);
+}
+
+}  // namespace sardine

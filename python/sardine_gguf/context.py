@@ -1,0 +1,107 @@
+"""Contexts on a loaded model: making one, and saving and loading what it holds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from sardine_gguf import _native
+
+KvType = Literal["f16", "f32", "q8_0"]
+ContextLength = int | Literal["auto"] | None
+
+_AUTO = -1
+
+
+@dataclass(frozen=True)
+class ContextOptions:
+    """What a context is made with.
+
+    Attributes:
+        n_ctx: tokens; None is the model's own, at most 8192; "auto" the longest whose memory is free.
+        n_batch: tokens evaluated at a time.
+        n_threads: None is every processor that this process may use.
+        kv_type: type of cached keys and values.
+        delta_mode: "sparse", "gain" or "off"; None is the file's.
+
+    Raises:
+        ValueError: an option is out of range, as far as that is known without a model.
+    """
+
+    n_ctx: ContextLength
+    n_batch: int
+    n_threads: int | None
+    kv_type: KvType
+    delta_mode: str | None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n_ctx, str) and self.n_ctx != "auto":
+            raise ValueError(
+                f"n_ctx is {self.n_ctx!r}, expected a number of tokens, 'auto' or None"
+            )
+        for name in ("n_ctx", "n_threads"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1, or None for the default")
+
+    def on(self, model: _native.Model) -> ContextOptions:
+        """The same with the model's own delta_mode in the place of None."""
+        experts = model.experts
+        own = experts["delta_mode"] if experts["expert_count"] else "off"
+        return self if self.delta_mode else replace(self, delta_mode=own)
+
+    def open(self, model: _native.Model) -> _native.Session:
+        """The native context.
+
+        Raises:
+            InsufficientMemory: it does not fit the free memory; nothing was allocated.
+            ValueError: an option is out of range.
+        """
+        return _native.Session(
+            model,
+            n_ctx=_AUTO if self.n_ctx == "auto" else self.n_ctx or 0,
+            n_batch=self.n_batch,
+            n_threads=self.n_threads or 0,
+            kv_type=self.kv_type,
+            delta_mode=self.on(model).delta_mode or "off",
+        )
+
+
+def save_state(session: _native.Session, path: str | os.PathLike[str]) -> None:
+    """Writes a session's state to a file that appears complete or not at all, in place of any before.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from sardine_gguf.convert.atomic import AtomicFile, sweep  # type: ignore[import-untyped,unused-ignore]
+
+    target = Path(path)
+    try:
+        sweep(target)
+        with AtomicFile(target) as out:
+            session.save(out.write)
+            out.commit(lambda _: None, force=True)
+    except OSError as e:
+        if e.filename is None:  # a failed write does not know its file
+            e.filename = str(target)
+        raise
+
+
+def load_state(session: _native.Session, state: object) -> None:
+    """Puts a saved state, bytes or the path of a file, in the place of what the session holds."""
+    if isinstance(state, bytes | bytearray | memoryview):
+        session.load_bytes(state)
+    elif isinstance(state, str | os.PathLike):
+        session.load_file(encoded_path(state))
+    else:
+        raise TypeError(f"a state is bytes or a path, not {type(state).__name__}")
+
+
+def encoded_path(path: str | os.PathLike[str]) -> bytes:
+    """A path as the system takes it. Raises ValueError for a null byte, which would end it early."""
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError("the path contains a null byte")
+    return encoded

@@ -1,0 +1,288 @@
+"""Stopping: anywhere, soon, and without a trace in what comes next. Nothing leaks however often."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import TinyModel, make_model, random_tokens
+from sardine_gguf import Cancelled, Sardine, _native
+from sardine_gguf.generation import Generation
+
+PROMPT = random_tokens(100, seed=40)
+
+
+@pytest.fixture
+def model(wide: TinyModel) -> Iterator[Sardine]:
+    with wide.open(kv_type="f16") as m:
+        yield m
+
+
+def fresh(wide: TinyModel) -> list[int]:
+    """What a new context generates for PROMPT."""
+    with wide.open(kv_type="f16") as m:
+        return tokens_of(m.start(PROMPT, max_tokens=20, temperature=0.8, seed=1))
+
+
+def tokens_of(generation: Generation) -> list[int]:
+    list(generation)
+    return generation.tokens
+
+
+def check(m: Sardine, wide: TinyModel) -> None:
+    """The next generation is a fresh one's, the next evaluation too, bit for bit."""
+    assert tokens_of(m.start(PROMPT, max_tokens=20, temperature=0.8, seed=1)) == fresh(wide)
+    m.reset()
+    with wide.open(kv_type="f16") as other:
+        np.testing.assert_array_equal(m.eval(PROMPT), other.eval(PROMPT))
+
+
+def test_closing_the_iterator(model: Sardine, wide: TinyModel) -> None:
+    """After some pieces, before the first, and by leaving a loop."""
+    for n in (0, 1, 5):
+        generation = model.start(PROMPT, temperature=0.8, seed=1)
+        for _ in range(n):
+            next(generation)
+        generation.close()
+        assert next(generation, None) is None
+        check(model, wide)
+    before = model.session.counts["tokens"]
+    for i, _ in enumerate(model.stream_generate(PROMPT, temperature=0.8, seed=1)):
+        if i == 3:
+            break
+    assert model.session.counts["tokens"] < before + 120
+    check(model, wide)
+
+
+def test_closing_a_stream_of_chunks(model: Sardine, wide: TinyModel) -> None:
+    """The chat's stream too; the work ends with it."""
+    messages = [{"role": "user", "content": "the rain"}]
+    chunks = model.create_chat_completion(messages, stream=True, seed=2)
+    for _ in range(4):
+        next(chunks)
+    chunks.close()  # type: ignore[attr-defined]
+    done = model.session.counts["tokens"]
+    assert list(chunks) == []
+    assert model.session.counts["tokens"] == done
+    check(model, wide)
+
+
+def test_an_exception_in_a_callback(model: Sardine, wide: TinyModel) -> None:
+    """It comes out of the loop as it is."""
+    seen: list[int] = []
+
+    def on_token(token: int) -> None:
+        seen.append(token)
+        if len(seen) == 5:
+            raise LookupError("enough")
+
+    generation = Generation(
+        model.model,
+        model.session,
+        PROMPT,
+        model.sampling.sampler(model.model, model.n_ctx),
+        on_token=on_token,
+    )
+    with pytest.raises(LookupError, match="enough"):
+        list(generation)
+    assert len(seen) == 5
+    check(model, wide)
+
+
+def test_cancel_between_two_tokens(model: Sardine, wide: TinyModel) -> None:
+    """A generation that has begun ends, though no evaluation ran when cancel() was called."""
+    generation = model.start(PROMPT, temperature=0.8, seed=1)
+    next(generation)
+    model.cancel()
+    with pytest.raises(Cancelled):
+        list(generation)
+    check(model, wide)
+
+
+def test_cancel_from_a_callback(model: Sardine, wide: TinyModel) -> None:
+    """As a user interface would."""
+    generation = model.start(PROMPT, temperature=0.8, seed=1)
+
+    def consume() -> None:
+        for _ in generation:
+            model.cancel()
+
+    with pytest.raises(Cancelled):
+        consume()
+    assert len(generation.tokens) < 10
+    check(model, wide)
+
+
+def test_cancel_before_it_begins_has_no_effect(model: Sardine, wide: TinyModel) -> None:
+    generation = model.start(PROMPT, max_tokens=20, temperature=0.8, seed=1)
+    model.cancel()
+    assert tokens_of(generation) == fresh(wide)
+
+
+def test_cancel_reaches_one_context_only(model: Sardine, wide: TinyModel) -> None:
+    other = model.new_context()
+    a = model.start(PROMPT, max_tokens=20, temperature=0.8, seed=1)
+    b = other.start(PROMPT, max_tokens=20, temperature=0.8, seed=1)
+    next(a), next(b)
+    other.cancel()
+    assert tokens_of(a) == fresh(wide)
+    with pytest.raises(Cancelled):
+        list(b)
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize(("mode", "n_batch"), [("sparse", 512), ("sparse", 50), ("off", 512)])
+def test_cancel_inside_a_prompt(long: TinyModel, mode: str, n_batch: int, kv_type: str) -> None:
+    """At whatever node it is, in our attention too: the tokens held before, and the same bits after."""
+    prompt = random_tokens(2500, seed=41)
+    held, rest = prompt[:100], prompt[100:]
+    with long.open(delta_mode=mode, n_batch=n_batch, n_ctx=2600, kv_type=kv_type, n_threads=2) as m:
+        m.eval(held)
+        cancelled = 0
+        for delay in (0.0, 0.01, 0.05):
+            done = threading.Event()
+
+            def stop(delay: float = delay, done: threading.Event = done) -> None:
+                if not done.wait(delay):
+                    m.cancel()
+
+            thread = threading.Thread(target=stop)
+            thread.start()
+            try:
+                m.session.decode(rest)
+                m.session.truncate(100)
+            except Cancelled:
+                cancelled += 1
+            done.set()
+            thread.join()
+            assert m.session.tokens == held
+        assert cancelled > 0
+        found = m.eval(rest[:200])
+        with m.new_context() as other:
+            other.eval(held)
+            np.testing.assert_array_equal(found, other.eval(rest[:200]))
+
+
+@pytest.fixture
+def small_nodes() -> Iterator[Callable[[float, float], object]]:
+    """Sets the work of a node, of a product and of flash attention, as if the model were that much larger."""
+    before = _native.set_node_work(1e18, 1e18, 1e18)
+    yield lambda product, flash: _native.set_node_work(product, product, flash)
+    _native.set_node_work(*before)
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
+@pytest.mark.parametrize("mode", ["sparse", "off"])
+def test_bounded_nodes_compute_the_same(
+    wide: TinyModel, small_nodes: Callable[[float, float], object], mode: str, kv_type: str
+) -> None:
+    """Flash attention and logits in parts of tokens, then of heads too: the same bits, more nodes."""
+    tokens = random_tokens(250, seed=44)
+
+    def run() -> tuple[np.ndarray, int]:
+        with wide.open(delta_mode=mode, kv_type=kv_type, n_batch=250) as m:
+            y = np.concatenate([m.eval(tokens[:30]), m.eval(tokens[30:])])
+            return y, m.session.counts["nodes"]
+
+    expected, n_whole = run()
+    # wq has 8,192 weights, so the batch stays whole; the output 20,480, so its product comes in tiles of 64
+    # tokens. Flash attention of 4 heads of 32 and 256 positions takes 65,536 a token.
+    small_nodes(256 * 8_192, 64 * 65_536)
+    found, n_tokens = run()
+    np.testing.assert_array_equal(found, expected)
+    small_nodes(256 * 8_192, 16 * 65_536)
+    heads, n_heads = run()
+    np.testing.assert_array_equal(heads, expected)
+    assert n_whole < n_tokens < n_heads
+
+
+def test_batches_are_bounded_by_the_largest_matrix(
+    wide: TinyModel, small_nodes: Callable[[float, float], object]
+) -> None:
+    """In whole tiles of 64 tokens, never fewer; a smaller n_batch is kept."""
+    largest = 64 * 128  # wq; the FFN's are 64 x 96
+    for work, asked, n_batch in (
+        (largest * 200, 512, 192),
+        (largest * 200, 100, 100),
+        (largest, 512, 64),
+        (1e18, 512, 256),
+    ):
+        small_nodes(work, 1e18)
+        with wide.open(n_batch=asked) as m:
+            assert m.session.n_batch == n_batch
+
+
+@pytest.fixture(scope="module")
+def long(workshop: Path) -> TinyModel:
+    """Slow enough to be cancelled in its prompt."""
+    base = {"hidden": 128, "inner": 256, "layers": 4, "head_dim": 32}
+    return make_model(workshop / "cancel", base=base, srde={"density": 0.05})
+
+
+def rss() -> int:
+    """Resident bytes now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def handles() -> tuple[int, int, int]:
+    """Open files, mapped GGUF files, threads."""
+    return (
+        len(list(Path("/proc/self/fd").iterdir())),
+        Path("/proc/self/maps").read_text().count(".gguf"),
+        len(list(Path("/proc/self/task").iterdir())),
+    )
+
+
+def check_no_leak(once: Callable[[int], None], rounds: int, bytes_per_round: int) -> None:
+    """Rounds after a warm-up: the same handles; less growth than a context or model would leave."""
+    for i in range(20):
+        once(i)
+    gc.collect()
+    before, held = handles(), rss()
+    for i in range(rounds):
+        once(i)
+    gc.collect()
+    assert handles() == before
+    assert rss() - held < bytes_per_round * rounds / 10
+
+
+def test_1000_contexts_leave_nothing(wide: TinyModel) -> None:
+    """Made, used, some cancelled or overfull, closed. One's cache alone is 196,608 bytes."""
+    with wide.open(kv_type="f16") as model:
+
+        def once(i: int) -> None:
+            with model.new_context() as c:
+                c.session.decode([1, 8, 9])
+                if i % 4 == 0:
+                    generation = c.start([1, 8, 9, 10], seed=1)
+                    next(generation)
+                    c.cancel()
+                    with pytest.raises(Cancelled):
+                        list(generation)
+                elif i % 4 == 1:
+                    c.load_state(c.save_state())
+                elif i % 4 == 2:
+                    with pytest.raises(ValueError, match="kv_type"):
+                        c.new_context(kv_type="none")  # type: ignore[arg-type]
+
+        check_no_leak(once, 1000, 196_608)
+
+
+def test_100_models_leave_nothing(wide: TinyModel) -> None:
+    """Each reads the whole file and has two contexts."""
+
+    def once(i: int) -> None:
+        with wide.open() as m:
+            other = m.new_context()
+            m.session.decode([1, 8, 9])
+            other.session.decode([1, 8])
+            if i % 2:
+                m.generate([1, 9], max_tokens=3)
+
+    check_no_leak(once, 100, wide.gguf.stat().st_size)
