@@ -1,4 +1,4 @@
-"""The forward pass used in training: transformers' Ministral 3 again, about three times as fast.
+"""The forward pass used in training: transformers' Ministral 3 again, nearly twice as fast.
 
 It takes the weights from the transformers model and multiplies in bfloat16, keeps the residual
 stream in float32, and computes logits only where they are wanted. In float32 it equals
