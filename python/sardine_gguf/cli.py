@@ -6,10 +6,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 from sardine_gguf.errors import FormatError, SardineError
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FORMAT, EXIT_IO, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+def _context_length(text: str) -> int | Literal["auto"]:
+    return "auto" if text == "auto" else int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,10 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "-c",
         "--ctx-size",
-        type=int,
+        type=_context_length,
         default=0,
         metavar="N",
-        help="context (0: model's, at most 8192)",
+        help="context (0: model's, at most 8192; auto: what the free memory holds)",
     )
     p.add_argument(
         "-b", "--batch-size", type=int, default=512, metavar="N", help="prompt batch (512)"
@@ -68,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "-ctk",
         "--cache-type",
-        choices=("f16", "f32"),
+        choices=("f16", "f32", "q8_0"),
         default="f16",
         help="type of cached keys and values (f16)",
     )
