@@ -69,7 +69,9 @@ void bind_system(py::module_& m) {
         "callable(level, text).");
     m.def("build_info", &build_info,
           "compiler, ggml_version, ggml_commit, and ggml_features: what ggml was compiled to use.");
-    m.def("available_memory", &available_memory, "Bytes that can be allocated without swapping.");
+    m.def(
+        "available_memory", [] { return available_memory(); },
+        "Bytes that can be allocated without swapping.");
 }
 
 }  // namespace sardine::python

@@ -121,7 +121,8 @@ void Engine::choose_context(const Model& m, const EngineOptions& o) {
         return;
     }
     // Weights stay in memory only as long as nothing else wants their pages; the rest is for everyone else.
-    const auto free = static_cast<double>(available_memory(m.file().bytes().size()));
+    const uint64_t adapter = m.adapter() ? m.adapter()->bytes().size() : 0;
+    const auto free = static_cast<double>(available_memory(m.file().bytes().size() + adapter));
     const double budget = free - std::max(free * kAutoMargin, kAutoMarginBytes);
     int64_t low = 0, high = (h_->n_ctx_train + kKvStep - 1) / kKvStep;  // in steps; low fits
     while (low < high) {

@@ -23,8 +23,8 @@ inline bool uses_flash_attention(DeltaMode mode, ggml_type kv_type, int64_t n_to
 }
 
 // Multiply-adds of a node at most, by the kind of its matrix or for flash attention. ggml asks between nodes
-// whether to stop, so they bound how long a cancelled evaluation goes on: to about 0.2 s on two AVX-512
-// cores.
+// whether to stop, so they bound how long a cancelled evaluation goes on: to about 0.2 s on one AVX-512
+// core.
 struct NodeWork {
     double quantized = 24e9, floats = 12e9, flash = 8e9;
 };

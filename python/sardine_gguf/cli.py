@@ -6,7 +6,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sardine_gguf.program import (
     EXIT_CODES,
@@ -19,6 +19,10 @@ from sardine_gguf.program import (
 
 if TYPE_CHECKING:
     from sardine_gguf.model import Sardine
+
+
+def _context_length(text: str) -> int | Literal["auto"]:
+    return "auto" if text == "auto" else int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,10 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "-c",
         "--ctx-size",
-        type=int,
+        type=_context_length,
         default=0,
         metavar="N",
-        help="context (0: model's, at most 8192)",
+        help="context (0: model's, at most 8192; auto: what the free memory holds)",
     )
     p.add_argument(
         "-b", "--batch-size", type=int, default=512, metavar="N", help="prompt batch (512)"
@@ -96,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "-ctk",
         "--cache-type",
-        choices=("f16", "f32"),
+        choices=("f16", "f32", "q8_0"),
         default="f16",
         help="type of cached keys and values (f16)",
     )
