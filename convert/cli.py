@@ -14,10 +14,11 @@ from types import FrameType
 from sardine_gguf.errors import FormatError
 
 from . import schema
-from .conversion import OptionError, Progress, convert, write_base
+from .conversion import OptionError, convert, write_base
 from .options import QuantOptions
 from .progress import bar, lines
 from .report import ConversionReport
+from .writer import Progress
 
 EXIT_USAGE, EXIT_FORMAT, EXIT_IO, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 3, 4, 130, 143
 
@@ -160,8 +161,9 @@ def _check_use(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
         if args.srde is None:
             parser.error("--srde is required (or --base-only, to convert the base alone)")
         return
-    for name in ("srde", "delta_type", "delta_mode", "expert_names", "block_columns"):
-        if getattr(args, name) is not None:
+    of_experts = ("srde", "adapter", "compensation", "delta_type", "delta_mode", "expert_names")
+    for name in (*of_experts, "block_columns"):
+        if getattr(args, name) not in (None, False):
             parser.error(f"--{name.replace('_', '-')}: not with --base-only, which has no experts")
 
 
@@ -196,6 +198,7 @@ def _convert(args: argparse.Namespace, progress: Progress | None) -> ConversionR
             args.base,
             args.outfile,
             args.outtype,
+            verify=args.verify,
             force=args.force,
             dry_run=args.dry_run,
             n_threads=args.threads,

@@ -4,42 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
 import gguf
 from sardine_gguf.errors import FormatError
 
-from . import native, schema
+from . import schema
 from .adapter import adapter_metadata
-from .atomic import AtomicFile, check_destination, sweep
+from .atomic import check_destination
 from .base import Base
 from .base_gguf import check_ffn, read_gguf
 from .base_hf import read_folder
 from .checkpoint import Checkpoint, find_file, read_checkpoint
+from .choices import (
+    choose_compensation,
+    choose_delta_type,
+    choose_names,
+    folder_quantization,
+    refuse_base_options,
+    thread_count,
+)
 from .compare import choose_top_k, compare_base_ffn, compare_configs
 from .deltas import DeltaPart, delta_part
-from .gguf_file import (
-    Metadata,
-    Part,
-    TensorSpec,
-    pack_header,
-    pack_metadata,
-    padded,
-    stream,
-)
-from .options import OptionError, Quantization, QuantOptions, quantization
+from .gguf_file import Metadata, pack_header, padded
+from .options import OptionError, Quantization, QuantOptions
 from .order import file_order
 from .report import ConversionReport
 from .srde_layer import check_shapes
 from .values import check_finite
 from .verify import verify_file
+from .writer import Progress, Reading, write_file
 
 PathLike = str | os.PathLike[str]
-# Called with (phase, bytes done, bytes in all, what): first for each layer whose positions are read
-# (phase "reading"), then for each piece of a tensor that is written (phase "writing").
-Progress = Callable[[str, int, int, str], None]
 
 
 def convert(
@@ -91,17 +89,17 @@ def convert(
             output is then as it was before.
     """
     base_path, srde_path, out_path = Path(base), Path(srde), Path(outfile)
-    threads = _threads(n_threads)
+    threads = thread_count(n_threads)
     if adapter:
-        _refuse_base_options(outtype, quant)
+        refuse_base_options(outtype, quant)
     if verify and dry_run:
         raise OptionError("verify: a dry run writes nothing to verify; leave one of them out")
-    how = _quantization(base_path, outtype, quant)
-    deltas = _delta_type(delta_type, how)
+    how = folder_quantization(base_path, outtype, quant)
+    deltas = choose_delta_type(delta_type, how)
     if delta_mode not in schema.DELTA_MODES:
         raise OptionError(f"delta mode {delta_mode!r}: expected {' or '.join(schema.DELTA_MODES)}")
     out_type = how.out_type if how is not None and not adapter else None
-    method = _compensation(compensation, out_type)
+    method = choose_compensation(compensation, out_type)
     if shared_type not in schema.DELTA_TYPES:
         raise OptionError(f"shared type {shared_type!r}: expected {', '.join(schema.DELTA_TYPES)}")
     if type(block_columns) is not int or not 1 <= block_columns <= schema.MAX_BLOCK_COLUMNS:
@@ -121,15 +119,13 @@ def convert(
     layers = [layer.index for layer in checkpoint.layers]
     check_ffn(model, layers, base_path)
     top_k = choose_top_k(checkpoint, warnings)
-    names = _names(expert_names, checkpoint.n_experts)
+    names = choose_names(expert_names, checkpoint.n_experts)
     compare_configs(checkpoint, model, warnings)
     compare_base_ffn(checkpoint, model, warnings)
+    reading = Reading(checkpoint.layers, progress)
     parts = []
-    total = sum(8 * layer.n for layer in checkpoint.layers)
-    done = 0
     for layer in checkpoint.layers:
-        if progress is not None:
-            progress("reading", done, total, f"positions of layer {layer.index}")
+        reading.positions(layer)
         parts.append(
             delta_part(
                 layer,
@@ -142,7 +138,6 @@ def convert(
                 shared_type,
             )
         )
-        done += 8 * layer.n
     if adapter:
         model = _without_tensors(model, base_path)
     own = _metadata(checkpoint, top_k, names, delta_mode, block_columns, method)
@@ -155,11 +150,12 @@ def convert(
 
     def check(written: Path) -> None:
         if verify:
-            report.verification = verify_file(written, ordered)
+            report.verification = verify_file(written, ordered, progress)
 
     if not dry_run:
         # A checkpoint that cannot be used fails before the long part.
         for layer in checkpoint.layers:
+            reading.values(layer)
             check_finite(layer)
         write_file(out_path, metadata, ordered, model.alignment, force, progress, check)
     return report
@@ -170,6 +166,7 @@ def write_base(
     outfile: PathLike,
     outtype: str | None = None,
     *,
+    verify: bool = False,
     force: bool = False,
     dry_run: bool = False,
     n_threads: int | None = None,
@@ -181,140 +178,27 @@ def write_base(
     Raises: as convert().
     """
     base_path, out_path = Path(base), Path(outfile)
-    threads = _threads(n_threads)
-    how = _quantization(base_path, outtype, quant)
+    threads = thread_count(n_threads)
+    if verify and dry_run:
+        raise OptionError("verify: a dry run writes nothing to verify; leave one of them out")
+    how = folder_quantization(base_path, outtype, quant)
     check_destination(out_path, [base_path] if base_path.is_file() else [], force)
     model = _read_base(base_path, how, threads)
     check_destination(out_path, model.inputs, force)
     report = _report(out_path, model, [], model.metadata, [], 0, "", "", dry_run)
     report.warnings, report.notes = list(model.warnings), list(model.notes)
+
+    def check(written: Path) -> None:
+        if verify:
+            report.verification = verify_file(written, model.parts, progress)
+
     if not dry_run:
-        write_file(out_path, model.metadata, model.parts, model.alignment, force, progress)
+        write_file(out_path, model.metadata, model.parts, model.alignment, force, progress, check)
     return report
 
 
 def _read_base(path: Path, how: Quantization | None, n_threads: int) -> Base:
     return read_folder(path, how, n_threads) if how else read_gguf(path)
-
-
-def write_file(
-    path: Path,
-    metadata: Metadata,
-    parts: Sequence[Part],
-    alignment: int,
-    force: bool,
-    progress: Progress | None,
-    check: Callable[[Path], None] | None = None,
-) -> None:
-    """Writes a GGUF file atomically and reads its header back before it takes its place.
-
-    check, if given, is called with the complete file then, and may raise to have it removed.
-    """
-    specs = [s for part in parts for s in part.specs]
-    header = pack_header(metadata, specs, alignment)
-    total = len(header) + sum(padded(s.nbytes, alignment) for s in specs)
-    done = len(header)
-    sweep(path)
-    with AtomicFile(path) as file:
-        file.need(total)
-        file.write(header)
-        for name, piece in stream(parts, alignment):
-            file.write(piece)
-            done += len(piece)
-            if progress is not None:
-                progress("writing", done, total, name)
-
-        def verify(temp: Path) -> None:
-            _verify(temp, metadata, specs, alignment, len(header), total)
-            if check is not None:
-                check(temp)
-
-        file.commit(verify, force)
-
-
-def _verify(
-    path: Path, metadata: Metadata, specs: list[TensorSpec], alignment: int, start: int, size: int
-) -> None:
-    found = native.GgufFile(str(path))
-    offset, expected = start, []
-    for s in specs:
-        expected.append((s.name, s.type, s.ne, offset))
-        offset += padded(s.nbytes, alignment)
-    tensors = [(t.name, t.type, tuple(t.shape), t.offset) for t in found.tensors]
-    if (
-        path.stat().st_size != size
-        or tensors != expected
-        or pack_metadata(dict(found.kv)) != pack_metadata(metadata)
-    ):
-        raise OSError(
-            f"{path}: the written file does not read back as it was written; is the disk sound?"
-        )
-
-
-def _threads(n_threads: int | None) -> int:
-    if n_threads is None:
-        return len(os.sched_getaffinity(0))
-    if type(n_threads) is not int or not 1 <= n_threads <= 1024:
-        raise OptionError(f"threads {n_threads!r}: expected 1 to 1024")
-    return n_threads
-
-
-def _quantization(base: Path, outtype: str | None, options: QuantOptions) -> Quantization | None:
-    """How a folder is quantized; None for a GGUF base."""
-    base.stat()
-    if base.is_dir():
-        return quantization((outtype or "q4_k_m").lower(), **options)
-    given = {"outtype": outtype, **options}
-    for name, value in given.items():
-        if value:
-            raise OptionError(
-                f"{name.replace('_', ' ')} {value}: the base {base} is a GGUF file, whose tensors "
-                "are copied as they are; leave the option out, or give a model folder"
-            )
-    return None
-
-
-def _refuse_base_options(outtype: str | None, quant: QuantOptions) -> None:
-    for name, value in {"outtype": outtype, **quant}.items():
-        if value:
-            raise OptionError(
-                f"{name.replace('_', ' ')} {value}: an adapter file holds no base; leave the option out"
-            )
-
-
-def _delta_type(delta_type: str | None, how: Quantization | None) -> str:
-    is_f32 = how is not None and how.out_type == "f32"
-    deltas = (delta_type or ("f32" if is_f32 else "q8_0")).lower()
-    if deltas not in schema.DELTA_TYPES:
-        raise OptionError(f"delta type {delta_type!r}: expected {', '.join(schema.DELTA_TYPES)}")
-    return deltas
-
-
-def _compensation(method: str | None, out_type: str | None) -> str:
-    quantized = out_type is not None and out_type not in schema.PLAIN_TYPES
-    if method is None:
-        return schema.DEFAULT_COMPENSATION if quantized else "none"
-    if method not in schema.COMPENSATIONS:
-        expected = ", ".join(schema.COMPENSATIONS)
-        raise OptionError(f"compensation {method!r}: expected {expected}")
-    if method != "none" and not quantized:
-        raise OptionError(
-            f"compensation {method}: the base is not quantized here, so there is no error to "
-            "compensate; leave the option out, or give a model folder and a quantized outtype"
-        )
-    return method
-
-
-def _names(names: Sequence[str] | None, n_experts: int) -> list[str]:
-    if names is None:
-        known = schema.EXPERT_NAMES[:n_experts]
-        return [*known, *(f"expert_{e}" for e in range(len(known), n_experts))]
-    names = [name.strip() for name in names]
-    if len(names) != n_experts:
-        raise OptionError(f"{len(names)} expert names: the checkpoint has {n_experts} experts")
-    if len(set(names)) != len(names) or not all(name and name.isprintable() for name in names):
-        raise OptionError("expert names: expected unique, printable names that are not empty")
-    return names
 
 
 def _without_tensors(model: Base, path: Path) -> Base:

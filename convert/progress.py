@@ -6,13 +6,11 @@ import sys
 import time
 from collections.abc import Callable
 
-from .conversion import Progress
 from .report import human
+from .writer import Progress
 
 # Files below this size are written without lines: they take seconds.
 QUIET_BYTES = 1 << 30
-
-_PHASES = {"reading": "1/2 reading", "writing": "2/2 writing"}
 
 
 def bar() -> tuple[Progress, Callable[[], None]]:
@@ -45,27 +43,26 @@ def bar() -> tuple[Progress, Callable[[], None]]:
         if phase != current:  # another rate
             shown.reset(task, total=total, completed=done)
             current = phase
-        text = f"{_PHASES.get(phase, phase)} {what}"
+        text = f"{phase} {what}"
         shown.update(task, completed=done, total=total, description=f"{text[:40]:40}")
 
     return update, shown.stop
 
 
 def lines() -> Progress:
-    """Lines on standard error for files of QUIET_BYTES and more: each tenth, rate and time left."""
-    started, tenth = time.monotonic(), 0
+    """A line on standard error for each tenth of a phase of QUIET_BYTES and more, with rate and time left."""
+    started, tenth, current = 0.0, 0, ""
 
     def update(phase: str, done: int, total: int, what: str) -> None:
-        nonlocal started, tenth
-        if phase != "writing" or total < QUIET_BYTES:
-            started = time.monotonic()
-            return
-        if 10 * done // total > tenth:
+        nonlocal started, tenth, current
+        if phase != current:
+            started, tenth, current = time.monotonic(), 0, phase
+        if total >= QUIET_BYTES and 10 * done // total > tenth:
             tenth = 10 * done // total
             seconds = max(time.monotonic() - started, 1e-3)
             left = seconds * (total - done) / done
             print(
-                f"{10 * tenth} %: {human(done)} of {human(total)}, "
+                f"{phase} {10 * tenth} %: {human(done)} of {human(total)}, "
                 f"{human(int(done / seconds))}/s, {left:.0f} s left",
                 file=sys.stderr,
                 flush=True,

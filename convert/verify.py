@@ -17,6 +17,7 @@ from .gguf_file import Part, padded
 from .positions import read_positions
 from .values import expert_values, router_weights
 from .verify_error import error_bounds
+from .writer import Progress
 
 CHUNK = 1 << 20  # values at a time; a multiple of Q8_0's block
 
@@ -55,7 +56,9 @@ class Verification:
         )
 
 
-def verify_file(path: Path, parts: Sequence[Part]) -> Verification:
+def verify_file(
+    path: Path, parts: Sequence[Part], progress: Progress | None = None
+) -> Verification:
     """Reads a file back and compares all of it but its header, which the writer has compared.
 
     Holds one layer's values, and pieces of the base, at a time.
@@ -72,14 +75,21 @@ def verify_file(path: Path, parts: Sequence[Part]) -> Verification:
     file = PackedFile(path)
     left = dict(file.tensors)
     _check_padding(file)
+    done, total = 0, sum(t.nbytes for t in left.values())
     for part in parts:
+        if progress is not None:
+            progress("verifying", done, total, part.specs[0].name)
+        done += sum(s.nbytes for s in part.specs)
         if isinstance(part, DeltaPart):
             for name in _check_layer(file, part, out):
                 left.pop(name, None)
+            file.forget()
         else:
             for name in _check_part(file, part):
                 out.base_tensors += 1
                 out.base_bytes += left.pop(name).nbytes
+    if progress is not None:
+        progress("verifying", total, total, "")
     out.skipped = list(left)
     return out
 
@@ -187,6 +197,7 @@ def _check_part(file: PackedFile, part: Part) -> list[str]:
             where = int(np.argmax(found != expected)) if found.size == expected.size else found.size
             raise _differs(file, name, f"another byte than the base's at {at + where}")
         done[name] = at + expected.size
+        file.forget()
     for name, size in done.items():
         if size != file.tensors[name].nbytes:
             raise _differs(file, name, f"{file.tensors[name].nbytes} bytes, expected {size}")

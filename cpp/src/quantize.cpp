@@ -157,8 +157,12 @@ bool quantize_rows(const std::string& name, const Rows& rows, uint8_t* dst, int 
 void dequantize_rows(const std::string& name, const uint8_t* src, float* dst, int64_t n_rows, int64_t n_cols,
                      int n_threads) {
     const size_t row_size = quantized_row_size(name, n_cols);
-    const ggml_to_float_t to_float = ggml_get_type_traits(find_type(name))->to_float;
-    if (!to_float) throw InvalidArgument("'" + name + "' is not a quantized type");
+    const ggml_type type = find_type(name);
+    const ggml_to_float_t to_float = ggml_get_type_traits(type)->to_float;
+    if (type == GGML_TYPE_F32) {
+        std::memcpy(dst, src, n_rows * row_size);
+        return;
+    }
     parallel_for(n_rows, n_threads, std::max<int64_t>(1, (1 << 18) / n_cols),
                  [&](int64_t begin, int64_t end) {
                      for (int64_t r = begin; r < end; ++r)

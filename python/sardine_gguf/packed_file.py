@@ -6,6 +6,7 @@ checked against.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -124,7 +125,9 @@ class PackedFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self.header = GgufFile(os.fsencode(path))
-        self.data: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
+        with open(path, "rb") as file:  # noqa: PTH123  path may be bytes
+            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        self.data: NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
         self.tensors = {t.name: t for t in self.header.tensors}
         self.arch = self.text("general.architecture")
         if self.arch not in ARCHITECTURES:
@@ -206,6 +209,10 @@ class PackedFile:
     def raw(self, tensor: GgufTensor) -> NDArray[np.uint8]:
         """A tensor's bytes."""
         return self.data[tensor.offset : tensor.offset + tensor.nbytes]
+
+    def forget(self) -> None:
+        """Gives back the memory of what was looked at; the views stay valid and read it again."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
     def require(self, name: str, type_id: int, *ne: int) -> NDArray[np.uint8]:
         """The bytes of a tensor of that type and shape."""

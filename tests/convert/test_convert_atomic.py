@@ -122,14 +122,14 @@ def test_interrupt_in_any_write(base, srde, out, monkeypatch, capsys):
 
 SLOW = """
     import sys, time
-    from sardine_gguf.convert import conversion
+    from sardine_gguf.convert import writer
     from sardine_gguf.convert.cli import main
-    real = conversion.stream
+    real = writer.stream
     def slow(*args):
         for piece in real(*args):
             time.sleep(0.1)
             yield piece
-    conversion.stream = slow
+    writer.stream = slow
     sys.exit(main(sys.argv[1:]))
 """
 

@@ -10,7 +10,8 @@ import pytest
 import read_sardine
 from make_checkpoint import srde_checkpoint, tiny_base
 from sardine_gguf import Sardine
-from sardine_gguf.convert import convert, write_base
+from sardine_gguf.convert import OptionError, convert, write_base
+from sardine_gguf.convert.atomic import AtomicFile
 from sardine_gguf.convert.cli import main
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-sardine"
@@ -72,6 +73,24 @@ def test_nothing_of_the_experts_is_in_it(base, srde, tmp_path):
     assert report.layers == []
 
 
+def test_verify_reads_back_what_was_written(base, tmp_path, monkeypatch):
+    with pytest.raises(OptionError, match="a dry run writes nothing"):
+        write_base(base, tmp_path / "o", verify=True, dry_run=True)
+    real = AtomicFile.write
+
+    def spoiled(self, data):
+        data = bytearray(data)
+        if len(data) > 100_000:  # a matrix
+            data[-1] ^= 1
+        real(self, data)
+
+    folder = tiny_base(tmp_path / "m", tokenizer=False, hidden=256, inner=256)
+    monkeypatch.setattr(AtomicFile, "write", spoiled)
+    with pytest.raises(OSError, match="another byte than the base's"):
+        write_base(folder, tmp_path / "o.gguf", "f32", verify=True)
+    assert not (tmp_path / "o.gguf").exists()
+
+
 def test_a_gguf_base_is_copied(base, tmp_path):
     write_base(base, tmp_path / "a.gguf", "q8_0")
     report = write_base(tmp_path / "a.gguf", tmp_path / "b.gguf")
@@ -88,8 +107,10 @@ def test_command(base, srde, tmp_path, capsys):
     assert "blk.2.ffn_down.weight" in text.out
     assert text.err == ""
     assert not out.exists()
-    assert main(args) == 0
-    assert "none: the base alone" in capsys.readouterr().out
+    assert main([*args, "--verify"]) == 0
+    text = capsys.readouterr().out
+    assert "none: the base alone" in text
+    assert "30 base tensors equal" in text
     assert main(args) == 3
     assert "use --force" in capsys.readouterr().err
 
@@ -98,6 +119,9 @@ def test_command(base, srde, tmp_path, capsys):
     "more",
     [
         ["--srde", "x.pt"],
+        ["--adapter"],
+        ["--compensation", "residual"],
+        ["--no-compensate"],
         ["--delta-type", "f16"],
         ["--delta-mode", "gain"],
         ["--expert-names", "a,b"],
@@ -108,7 +132,8 @@ def test_options_of_experts_are_refused(base, tmp_path, capsys, more):
     with pytest.raises(SystemExit) as stop:
         main(["--base", str(base), "--base-only", "-o", str(tmp_path / "o"), *more])
     assert stop.value.code == 2
-    assert f"{more[0]}: not with --base-only" in capsys.readouterr().err
+    named = {"--no-compensate": "--compensation"}.get(more[0], more[0])
+    assert f"{named}: not with --base-only" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
