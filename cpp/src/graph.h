@@ -26,7 +26,7 @@ inline bool uses_flash_attention(DeltaMode mode, ggml_type kv_type, int64_t n_to
 // whether to stop, so they bound how long a cancelled evaluation goes on: to about 0.2 s on one AVX-512
 // core.
 struct NodeWork {
-    double quantized = 24e9, floats = 12e9, flash = 8e9;
+    double quantized = 24e9, floats = 12e9, flash = 4e9;
 };
 NodeWork& node_work();  // changed by tests only, while no context is made or used
 
