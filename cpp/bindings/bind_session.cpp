@@ -83,7 +83,8 @@ void load_file(Session& s, const std::string& path) {
     s.load(in);
 }
 
-py::dict counts(const Session& s) {
+py::dict counts(Session& s) {
+    const auto lock = s.lock();
     const Session::Counts c = s.counts();
     py::dict d;
     d["tokens"] = c.tokens;

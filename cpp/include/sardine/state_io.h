@@ -1,8 +1,8 @@
 // Where a session's state goes to and comes from.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <functional>
 #include <span>
 #include <string>
@@ -35,7 +35,7 @@ class MemoryStateReader : public StateReader {
     const std::string& name() const override { return name_; }
     uint64_t size() const override { return bytes_.size(); }
     void read(uint64_t offset, std::span<uint8_t> out) override {
-        std::memcpy(out.data(), bytes_.data() + offset, out.size());
+        std::ranges::copy(bytes_.subspan(offset, out.size()), out.begin());
     }
 
  private:
