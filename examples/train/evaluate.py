@@ -3,22 +3,27 @@
     python -m examples.train.evaluate            # print the tables
     python -m examples.train.evaluate --write    # and put them into examples/tiny-sardine/README.md
 
-Everything is computed from the stored files. Loss and exact match concern the last answer of each
-held-out item; exact match compares the whole greedy answer with the reference.
+Answers and routing are the runtime's on an f32 file made from the stored ones, which equals the
+reference model to rounding and is much faster; losses, and the experts drawn at random, are the reference
+model's. Loss and exact match concern the last answer of each held-out item; exact match compares the
+whole greedy answer with the reference answer.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import torch
+from sardine_gguf import Sardine
+from sardine_gguf.convert import convert
 from tokenizers import Tokenizer
-from torch import Tensor
 from torch.nn import functional as F
 
 from .dialogues import NUM_EXPERTS, Dialogue, Encoded, collate, encode
@@ -51,14 +56,6 @@ SETTINGS = (
 )
 
 
-@dataclass(frozen=True)
-class Score:
-    """Held-out figures of one set of items."""
-
-    loss: float  # mean negative log-likelihood of an answer token
-    exact: float  # share of answers reproduced exactly
-
-
 def held_out_items(name: str) -> list[Item]:
     """A fixed sample of a domain's held-out items, or of the percent family."""
     rng = Random(f"{SEED} {name}")
@@ -76,22 +73,36 @@ def last_answer(tokenizer: Tokenizer, item: Item) -> Encoded:
     return Encoded(row.ids, [i >= start for i in range(len(row.ids))], row.owner)
 
 
-def by_length(rows: Sequence[tuple[int, list[int]]]) -> dict[int, list[tuple[int, list[int]]]]:
-    """Group (index, ids) by length, so that a group needs no padding."""
-    groups: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
-    for index, ids in rows:
-        groups[len(ids)].append((index, ids))
-    return groups
+@contextmanager
+def runtime(folder: Path) -> Iterator[dict[Mode, Sardine]]:
+    """The stored model as an f32 file, open in each mode."""
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        path = Path(name) / "f32.gguf"
+        convert(folder / "base", folder / WEIGHTS_FILE, path, outtype="f32")
+        modes: tuple[Mode, ...] = ("sparse", "off", "gain")
+        yield {
+            mode: stack.enter_context(
+                Sardine(path, n_ctx=1024, n_threads=THREADS, delta_mode=mode, kv_type="f32")
+            )
+            for mode in modes
+        }
 
 
-def greedy(model: SardineModel, prompts: list[list[int]]) -> list[list[int]]:
-    """Greedy answers for prompts of any lengths."""
-    answers: list[list[int]] = [[] for _ in prompts]
-    for group in by_length(list(enumerate(prompts))).values():
-        ids = torch.tensor([row for _, row in group])
-        for (index, _), answer in zip(group, model.generate(ids, EOS_ID), strict=True):
-            answers[index] = answer
-    return answers
+def greedy(model: Sardine, prompt: list[int]) -> list[int]:
+    """The greedy answer, without the end token."""
+    generation = model.start(prompt, max_tokens=64, temperature=0)
+    for _ in generation:
+        pass
+    return [token for token in generation.tokens if token != EOS_ID]
+
+
+def exact_match(model: Sardine, rows: list[Encoded]) -> float:
+    """Share of last answers reproduced exactly."""
+    right = 0
+    for row in rows:
+        start = row.answer.index(True)
+        right += greedy(model, row.ids[:start]) == row.ids[start:-1]
+    return right / len(rows)
 
 
 @torch.no_grad()
@@ -107,40 +118,24 @@ def mean_loss(model: SardineModel, rows: list[Encoded]) -> float:
     return total / count
 
 
-def score(model: SardineModel, tokenizer: Tokenizer, name: str, setting: Setting) -> Score:
-    """Loss and exact match of one set of items under one setting."""
-    model.set_mode(setting.mode, random_seed=setting.random_seed)
-    rows = sorted(
-        (last_answer(tokenizer, item) for item in held_out_items(name)), key=lambda r: len(r.ids)
-    )
-    answers = greedy(model, [row.ids[: row.answer.index(True)] for row in rows])
-    wanted = [row.ids[row.answer.index(True) : -1] for row in rows]
-    exact = sum(a == w for a, w in zip(answers, wanted, strict=True)) / len(rows)
-    return Score(mean_loss(model, rows), exact)
-
-
-@torch.no_grad()
-def routing_share(model: SardineModel, tokenizer: Tokenizer, name: str) -> Tensor:
+def routing_share(model: Sardine, tokenizer: Tokenizer, name: str) -> list[float]:
     """Mean routing weight of each expert over the domain's tokens and all layers: [E]."""
-    model.set_mode("sparse")
-    share = torch.zeros(NUM_EXPERTS)
+    share = np.zeros(NUM_EXPERTS)
     for item in held_out_items(name):
-        row = encode(tokenizer, Dialogue(item.turns, [0] * len(item.turns)))
-        model.lm(input_ids=torch.tensor([row.ids]), use_cache=False)
-        for ffn in model.ffns.values():
-            assert ffn.chosen is not None
-            assert ffn.weights is not None
-            share.index_add_(0, ffn.chosen.flatten(), ffn.weights.flatten())
-    return share / share.sum()
+        model.reset()
+        model.eval(encode(tokenizer, Dialogue(item.turns, [0] * len(item.turns))).ids)
+        ids, weights = model.routing()
+        np.add.at(share, ids.reshape(-1), weights.reshape(-1))
+    return list(share / share.sum())
 
 
-def answer_chat(model: SardineModel, tokenizer: Tokenizer, questions: Sequence[str]) -> list[str]:
+def answer_chat(model: Sardine, tokenizer: Tokenizer, questions: Sequence[str]) -> list[str]:
     """The model's own answers to a chat's questions, one after the other."""
     ids = tokenizer.encode("<s>", add_special_tokens=False).ids
     answers = []
     for question in questions:
         ids += tokenizer.encode(f"[INST]{question}[/INST]", add_special_tokens=False).ids
-        answer = model.generate(torch.tensor([ids]), EOS_ID)[0]
+        answer = greedy(model, ids)
         answers.append(tokenizer.decode(answer))
         ids += [*answer, EOS_ID]
     return answers
@@ -152,68 +147,78 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def score_tables(model: SardineModel, tokenizer: Tokenizer) -> str:
-    """Loss and exact match by domain and setting."""
+def by_domain(
+    title: str, columns: Sequence[str], values: dict[tuple[str, str], float], form: str
+) -> str:
+    """One table of all domains, their mean and the percent family."""
     names = [domain.name for domain in DOMAINS]
-    scores = {
-        (name, s.title): score(model, tokenizer, name, s)
-        for name in [*names, "percent"]
-        for s in SETTINGS
+
+    def show(value: float) -> str:
+        return form.format(value).replace("%", " %")
+
+    rows = [[name, *(show(values[name, c]) for c in columns)] for name in names]
+    means = [sum(values[name, c] for name in names) / len(names) for c in columns]
+    rows.append(["**mean of the six**", *(f"**{show(mean)}**" for mean in means)])
+    rows.append(["the percent family alone", *(show(values["percent", c]) for c in columns)])
+    return f"{title}, {ITEMS} held-out items a row:\n\n{table(['domain', *columns], rows)}"
+
+
+def score_tables(model: SardineModel, modes: dict[Mode, Sardine], tokenizer: Tokenizer) -> str:
+    """Exact match by domain and mode, loss by domain and setting."""
+    rows = {
+        name: [last_answer(tokenizer, item) for item in held_out_items(name)]
+        for name in [*(domain.name for domain in DOMAINS), "percent"]
     }
-    titles = [s.title for s in SETTINGS]
-    parts = []
-    for what, show in (
-        ("Exact match of the whole answer", lambda s: f"{100 * s.exact:.1f} %"),
-        ("Loss per answer token (nats)", lambda s: f"{s.loss:.3f}"),
-    ):
-        rows = [[name, *(show(scores[name, t]) for t in titles)] for name in names]
-        means = [
-            Score(
-                sum(scores[name, t].loss for name in names) / len(names),
-                sum(scores[name, t].exact for name in names) / len(names),
-            )
-            for t in titles
-        ]
-        rows.append(["**mean of the six**", *(f"**{show(m)}**" for m in means)])
-        rows.append(["the percent family alone", *(show(scores["percent", t]) for t in titles)])
-        parts.append(f"{what}, {ITEMS} held-out items a row:\n\n{table(['domain', *titles], rows)}")
-    return "\n\n".join(parts)
+    exact: dict[tuple[str, str], float] = {}
+    loss: dict[tuple[str, str], float] = {}
+    for name, encoded in rows.items():
+        for mode, opened in modes.items():
+            exact[name, mode] = exact_match(opened, encoded)
+    for setting in SETTINGS:
+        model.set_mode(setting.mode, random_seed=setting.random_seed)
+        for name, encoded in rows.items():
+            by_length = sorted(encoded, key=lambda row: len(row.ids))
+            loss[name, setting.title] = mean_loss(model, by_length)
+    titles = [setting.title for setting in SETTINGS]
+    return "\n\n".join(
+        (
+            by_domain("Exact match of the whole answer", list(modes), exact, "{:.1%}"),
+            by_domain("Loss per answer token (nats)", titles, loss, "{:.3f}"),
+        )
+    )
 
 
-def routing_table(model: SardineModel, tokenizer: Tokenizer) -> str:
+def routing_table(model: Sardine, tokenizer: Tokenizer) -> str:
     """Routing weight by domain and expert."""
     rows = []
     for domain in DOMAINS:
-        share = routing_share(model, tokenizer, domain.name).tolist()
+        share = routing_share(model, tokenizer, domain.name)
         rows.append([domain.name, *(f"{100 * value:.0f} %" for value in share)])
     header = ["domain", *(f"{e} {d.name}" for e, d in enumerate(DOMAINS)), "6 mixed", "7 general"]
     title = "Share of the routing weight, all tokens and layers, held-out items:"
     return f"{title}\n\n{table(header, rows)}"
 
 
-def samples(model: SardineModel, tokenizer: Tokenizer) -> str:
+def samples(modes: dict[Mode, Sardine], tokenizer: Tokenizer) -> str:
     """Real outputs for the showcase, with the experts and without."""
 
     def cell(text: str) -> str:
         return "`" + text.replace("\n", "⏎").replace("|", "\\|") + "`"
 
+    shown: tuple[Mode, ...] = ("sparse", "off")
     rows = []
     for name, questions in SHOWCASE.items():
         for question in questions:
-            answers = []
-            for mode in ("sparse", "off"):
-                model.set_mode(mode)
-                answers.append(cell(answer_chat(model, tokenizer, [question])[0]))
+            answers = [cell(answer_chat(modes[m], tokenizer, [question])[0]) for m in shown]
             rows.append([name, question, *answers])
-    model.set_mode("sparse")
     chats = []
     for questions in CHATS:
-        answers = answer_chat(model, tokenizer, questions)
+        answers = answer_chat(modes["sparse"], tokenizer, questions)
         lines = [f"> {q}\n{a}" for q, a in zip(questions, answers, strict=True)]
         chats.append("\n".join(lines))
     return (
         "Greedy answers (⏎ is a line break):\n\n"
-        + table(["domain", "question", "sparse", "off"], rows)
+        + table(["domain", "question", *shown], rows)
         + "\n\nChats, `sparse`:\n\n```text\n" + "\n\n".join(chats) + "\n```"
     )  # fmt: skip
 
@@ -228,13 +233,14 @@ def main() -> None:
     base = args.model / "base"
     model = SardineModel.load(base, args.model / WEIGHTS_FILE)
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-    text = "\n\n".join(
-        (
-            score_tables(model, tokenizer),
-            routing_table(model, tokenizer),
-            samples(model, tokenizer),
+    with runtime(args.model) as modes:
+        text = "\n\n".join(
+            (
+                score_tables(model, modes, tokenizer),
+                routing_table(modes["sparse"], tokenizer),
+                samples(modes, tokenizer),
+            )
         )
-    )
     print(text)
     if args.write:
         readme = args.model / "README.md"

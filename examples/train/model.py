@@ -212,23 +212,6 @@ class SardineModel:
         for ffn in self.ffns.values():
             ffn.forced = expert
 
-    @torch.no_grad()
-    def generate(self, prompts: Tensor, eos_id: int, max_new_tokens: int = 64) -> list[list[int]]:
-        """Greedy answers for equally long prompts [B, T], without the end token."""
-        done = torch.zeros(prompts.shape[0], dtype=torch.bool)
-        answers: list[list[int]] = [[] for _ in range(prompts.shape[0])]
-        cache, step = None, prompts
-        for _ in range(max_new_tokens):
-            out = self.lm(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache, token = out.past_key_values, out.logits[:, -1].argmax(-1)
-            done |= token == eos_id
-            if bool(done.all()):
-                break
-            for i in torch.where(~done)[0].tolist():
-                answers[i].append(int(token[i]))
-            step = token[:, None]
-        return answers
-
 
 def base_config(vocab_size: int, bos_id: int, eos_id: int, pad_id: int) -> Ministral3Config:
     """A small Ministral 3: YaRN over a short trained context, attention temperature, untied."""
