@@ -28,23 +28,26 @@ def folder_quantization(
     base.stat()
     if base.is_dir():
         return quantization((outtype or "q4_k_m").lower(), **options)
-    given = {"outtype": outtype, **options}
-    for name, value in given.items():
-        if value:
-            raise OptionError(
-                f"{name.replace('_', ' ')} {value}: the base {base} is a GGUF file, whose tensors "
-                "are copied as they are; leave the option out, or give a model folder"
-            )
+    refuse_base_options(
+        outtype,
+        options,
+        f"the base {base} is a GGUF file, whose tensors are copied as they are; leave the option "
+        "out, or give a model folder",
+    )
     return None
 
 
-def refuse_base_options(outtype: str | None, quant: QuantOptions) -> None:
-    """Options of a base's quantization say nothing about an adapter file."""
-    for name, value in {"outtype": outtype, **quant}.items():
+def refuse_base_options(outtype: str | None, options: QuantOptions, why: str) -> None:
+    """For outputs whose base is not quantized here."""
+    for name, value in {"outtype": outtype, **options}.items():
         if value:
-            raise OptionError(
-                f"{name.replace('_', ' ')} {value}: an adapter file holds no base; leave the option out"
-            )
+            raise OptionError(f"{name.replace('_', ' ')} {value}: {why}")
+
+
+def check_verify(verify: bool, dry_run: bool) -> None:
+    """There must be something to verify."""
+    if verify and dry_run:
+        raise OptionError("verify: a dry run writes nothing to verify; leave one of them out")
 
 
 def choose_delta_type(delta_type: str | None, how: Quantization | None) -> str:

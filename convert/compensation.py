@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from . import native, schema
 from .arrays import F32Array
-from .pack import flat_offset, split
+from .pack import flat_offset
 from .positions import Positions, read_positions
 from .srde_layer import SrdeLayer
 
@@ -58,8 +58,9 @@ class LayerPositions:
 
     def within(self, matrix: str) -> Positions:
         """Row-major positions within one matrix, rising."""
-        members = split(self.positions, self.hidden, self.inner)[matrix]
-        return self.positions[members] - flat_offset(matrix, self.hidden, self.inner)
+        start = flat_offset(matrix, self.hidden, self.inner)
+        low, high = np.searchsorted(self.positions, [start, start + self.hidden * self.inner])
+        return self.positions[low:high] - start
 
     def release(self) -> None:
         """Forgets the arrays; they are read again if they are needed again."""
@@ -122,6 +123,11 @@ class LayerRepair:
     method: str
     shared_type: str
     matrices: dict[str, MatrixRepair]
+
+    def take(self, matrix: str) -> tuple[F32Array | None, F32Array | None]:
+        """What a matrix lost, in rising order: to add to every expert, or for the shared part."""
+        lost = self.matrices[matrix].take()
+        return (None, lost) if self.method == "extracted" else (lost, None)
 
 
 def layer_repair(method: str, shared_type: str, at: LayerPositions) -> LayerRepair:

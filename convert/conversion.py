@@ -19,6 +19,7 @@ from .base_gguf import check_ffn, read_gguf
 from .base_hf import read_folder
 from .checkpoint import Checkpoint, find_file, read_checkpoint
 from .choices import (
+    check_verify,
     choose_compensation,
     choose_delta_type,
     choose_names,
@@ -91,9 +92,8 @@ def convert(
     base_path, srde_path, out_path = Path(base), Path(srde), Path(outfile)
     threads = thread_count(n_threads)
     if adapter:
-        refuse_base_options(outtype, quant)
-    if verify and dry_run:
-        raise OptionError("verify: a dry run writes nothing to verify; leave one of them out")
+        refuse_base_options(outtype, quant, "an adapter file holds no base; leave the option out")
+    check_verify(verify, dry_run)
     how = folder_quantization(base_path, outtype, quant)
     deltas = choose_delta_type(delta_type, how)
     if delta_mode not in schema.DELTA_MODES:
@@ -179,8 +179,7 @@ def write_base(
     """
     base_path, out_path = Path(base), Path(outfile)
     threads = thread_count(n_threads)
-    if verify and dry_run:
-        raise OptionError("verify: a dry run writes nothing to verify; leave one of them out")
+    check_verify(verify, dry_run)
     how = folder_quantization(base_path, outtype, quant)
     check_destination(out_path, [base_path] if base_path.is_file() else [], force)
     model = _read_base(base_path, how, threads)

@@ -14,6 +14,7 @@ from .arrays import F32Array
 from .compensation import LayerPositions, LayerRepair, layer_repair
 from .gguf_file import TensorSpec, as_bytes, padded, spec
 from .pack import count, flat_offset, pack, split, value_scale
+from .positions import read_positions
 from .srde_layer import SrdeLayer
 from .values import expert_values, router_weights
 
@@ -94,9 +95,9 @@ class DeltaPart:
             flat = positions[members] - flat_offset(matrix, self.hidden, self.inner)
             packed, inner_order = pack(flat, n_rows, n_cols, self.block_columns)
             mine = values[:, members[inner_order]]
-            lost = self._lost(matrix, inner_order)
-            if lost is not None and self.repair is not None and self.repair.method == "residual":
-                mine += lost
+            added, shared = self.repair.take(matrix) if self.repair else (None, None)
+            if added is not None:
+                mine += added[inner_order]
             scale = value_scale(mine, self.delta_type)
             yield schema.delta(i, matrix, "row_ptr"), as_bytes(packed.row_ptr)
             yield schema.delta(i, matrix, "col"), as_bytes(packed.col)
@@ -105,17 +106,13 @@ class DeltaPart:
                 as_bytes(self._encode(mine, scale, self.delta_type)),
             )
             yield schema.delta(i, matrix, "scale"), as_bytes(scale)
-            if lost is not None and self.repair is not None and self.repair.method == "extracted":
-                shared, kind = lost[None], self.repair.shared_type
-                scale = value_scale(shared, kind)
-                data = as_bytes(self._encode(shared, scale, kind))
+            if shared is not None and self.repair is not None:
+                common, kind = shared[None, inner_order], self.repair.shared_type
+                scale = value_scale(common, kind)
+                data = as_bytes(self._encode(common, scale, kind))
                 yield schema.delta(i, matrix, "shared"), data
                 yield schema.delta(i, matrix, "shared_scale"), as_bytes(scale)
         self.at.release()
-
-    def _lost(self, matrix: str, order: NDArray[np.int64]) -> F32Array | None:
-        """What the base lost at the matrix's positions, in packed order."""
-        return None if self.repair is None else self.repair.matrices[matrix].take()[order]
 
     def _encode(self, values: F32Array, scale: F32Array, kind: str) -> NDArray[Any]:
         """Values [E, n] divided by their scale, in one of the value types."""
@@ -152,8 +149,7 @@ def delta_part(
         FormatError: see read_positions.
     """
     at = LayerPositions(layer, hidden, inner)
-    counts = count(at.positions, hidden, inner)
-    at.release()
+    counts = count(read_positions(layer, hidden, inner), hidden, inner)
     repair = None
     if compensation != "none":
         repair = layer_repair(compensation, shared_type, at)

@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from .report import human
+from sardine_gguf.units import size_text
+
 from .writer import Progress
 
 # Files below this size are written without lines: they take seconds.
@@ -62,8 +63,8 @@ def lines() -> Progress:
             seconds = max(time.monotonic() - started, 1e-3)
             left = seconds * (total - done) / done
             print(
-                f"{phase} {10 * tenth} %: {human(done)} of {human(total)}, "
-                f"{human(int(done / seconds))}/s, {left:.0f} s left",
+                f"{phase} {10 * tenth} %: {size_text(done)} of {size_text(total)}, "
+                f"{size_text(int(done / seconds))}/s, {left:.0f} s left",
                 file=sys.stderr,
                 flush=True,
             )

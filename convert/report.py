@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sardine_gguf.units import size_text
+
 from .gguf_file import TensorSpec
 from .verify import Verification
 
@@ -68,14 +70,14 @@ class ConversionReport:
 
     def summary(self) -> str:
         """A few lines for the terminal."""
-        parts = ", ".join(f"{name} {human(n)}" for name, n in self.sizes.items() if n)
+        parts = ", ".join(f"{name} {size_text(n)}" for name, n in self.sizes.items() if n)
         types = ", ".join(
-            f"{n} {name} ({human(size)})" for name, (n, size) in self.type_counts().items()
+            f"{n} {name} ({size_text(size)})" for name, (n, size) in self.type_counts().items()
         )
         base = "not in the file, which is an adapter" if self.adapter else self.out_type
         return "\n".join(
             [
-                f"{'would write' if self.dry_run else 'wrote'} {self.outfile}: {human(self.size)}",
+                f"{'would write' if self.dry_run else 'wrote'} {self.outfile}: {size_text(self.size)}",
                 *(self._experts() if self.layers else [f"  layers     {self.n_layers}"]),
                 f"  bytes      {parts}",
                 f"  tensors    {len(self.tensors)}: {types}",
@@ -105,19 +107,9 @@ class ConversionReport:
         width = max(len(t.name) for t in self.tensors)
         return "\n".join(
             f"{t.name:{width}}  {self.type_names.get(t.type, str(t.type)):5}  "
-            f"{'[' + ', '.join(map(str, t.ne)) + ']':>18}  {human(t.nbytes):>10}"
+            f"{'[' + ', '.join(map(str, t.ne)) + ']':>18}  {size_text(t.nbytes):>10}"
             for t in self.tensors
         )
-
-
-def human(n: int) -> str:
-    """A number of bytes in words."""
-    size = float(n)
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{n} {unit}" if unit == "bytes" else f"{size:.2f} {unit}"
-        size /= 1000
-    return f"{size:.2f} TB"
 
 
 def _ranges(numbers: list[int]) -> str:

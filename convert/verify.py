@@ -117,17 +117,18 @@ def _check_layer(file: PackedFile, part: DeltaPart, out: Verification) -> list[s
             continue
         names += [prefix + name for name in ("row_ptr", "col", "val", "scale")]
         found = _positions(file, prefix, packed, mine)
-        lost = repair.matrices[matrix].take()[found] if repair else None
+        added, shared = repair.take(matrix) if repair else (None, None)
         for expert in range(len(values)):
             source = values[expert, start:stop][found]
-            if repair and lost is not None and repair.method == "residual":
-                source += lost
+            if added is not None:
+                source += added[found]
             _check_values(file, prefix + "val", packed, expert, source, out)
-        if packed.shared is not None:
+        if (packed.shared is None) != (shared is None):
+            what = "no shared part" if packed.shared is None else "a shared part, expected none"
+            raise _differs(file, prefix + "shared", what)
+        if packed.shared is not None and shared is not None:
             names += [prefix + name for name in ("shared", "shared_scale")]
-            if lost is None:
-                raise _differs(file, prefix + "shared", "a shared part, expected none")
-            _check_values(file, prefix + "shared", packed.shared, 0, lost, out)
+            _check_values(file, prefix + "shared", packed.shared, 0, shared[found], out)
         out.positions += mine.size
         start = stop
     part.at.release()

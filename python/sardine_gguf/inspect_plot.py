@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sardine_gguf.inspect_facts import FileFacts
-from sardine_gguf.inspect_text import size_text
 from sardine_gguf.packed_file import MATRICES, PackedFile, PackedMatrix
+from sardine_gguf.units import size_text
 
 Float64 = NDArray[np.float64]
 CHUNK_NUMBERS = 1 << 22  # float64 at a time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sardine_gguf.inspect_facts import BaseFacts, ExpertFacts, FileFacts
 from sardine_gguf.packed_file import MATRICES
+from sardine_gguf.units import size_text
 
 _KINDS = {
     "model": "base and experts",
@@ -69,13 +70,3 @@ def _gains(x: ExpertFacts) -> list[str]:
         mean = sum(gains) / len(gains)
         lines.append(f"  {name:{width}}  {min(gains):9.6f}  {mean:9.6f}  {max(gains):9.6f}")
     return lines
-
-
-def size_text(n: int) -> str:
-    """A number of bytes with three digits or more, in decimal units."""
-    size = float(n)
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{n} {unit}" if unit == "bytes" else f"{size:.2f} {unit}"
-        size /= 1000
-    return f"{size:.2f} TB"

@@ -116,37 +116,7 @@ class OpenAIMethods(ABC):
             return completion_chunks(generation, name, prompt=prompt_text, echo=echo, logprobs=told)
         return completion(generation, name, prompt=prompt_text, echo=echo, logprobs=told)
 
-    @overload
-    def __call__(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        stream: Literal[False] = ...,
-        logprobs: int | None = ...,
-        echo: bool = ...,
-        response_format: Mapping[str, Any] | None = ...,
-        model: str | None = ...,
-        **options: Unpack[GenerationOptions],
-    ) -> dict[str, Any]: ...
-    @overload
-    def __call__(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        stream: Literal[True],
-        logprobs: int | None = ...,
-        echo: bool = ...,
-        response_format: Mapping[str, Any] | None = ...,
-        model: str | None = ...,
-        **options: Unpack[GenerationOptions],
-    ) -> Iterator[dict[str, Any]]: ...
-    def __call__(
-        self, prompt: str | Sequence[int], **arguments: Any
-    ) -> dict[str, Any] | Iterator[dict[str, Any]]:
-        """create_completion."""
-        result: dict[str, Any] | Iterator[dict[str, Any]]
-        result = self.create_completion(prompt, **arguments)
-        return result
+    __call__ = create_completion
 
     # ---- chats ----
 
