@@ -121,6 +121,25 @@ py::tuple routing(Session& s) {
                           py::array_t<float>(shape, r.weights.data()));
 }
 
+py::array_t<float> router_logits(Session& s) {
+    const auto lock = s.lock();
+    const Session::Routing& r = s.routing();
+    const int64_t rows = r.n_layers * r.n_tokens;
+    const auto n = rows ? static_cast<int64_t>(r.logits.size()) / rows : 0;
+    return py::array_t<float>(std::vector<py::ssize_t>{r.n_layers, r.n_tokens, n}, r.logits.data());
+}
+
+void steer(Session& s, std::vector<float> weights, std::vector<float> bias) {
+    const auto lock = s.lock();
+    py::gil_scoped_release release;
+    s.steer({.weights = std::move(weights), .bias = std::move(bias)});
+}
+
+py::tuple steering(Session& s) {
+    const auto lock = s.lock();
+    return py::make_tuple(s.steering().weights, s.steering().bias);
+}
+
 }  // namespace
 
 void bind_session(py::module_& m) {
@@ -165,6 +184,21 @@ void bind_session(py::module_& m) {
             "called since n_cancels was `since`.")
         .def("routing", &routing,
              "(ids int32, weights float32) of the last eval, [n_layers, n_tokens, top_k].")
+        .def("router_logits", &router_logits,
+             "The router's logits of the last eval, float32 [n_layers, n_tokens, n_experts]; none per token "
+             "unless they are kept.")
+        .def(
+            "keep_router_logits",
+            [](Session& s, bool keep) {
+                const auto lock = s.lock();
+                s.keep_router_logits(keep);
+            },
+            py::arg("keep"), "Whether evals keep the router's logits, for router_logits().")
+        .def(
+            "steer", &steer, py::kw_only(), py::arg("weights"), py::arg("bias"),
+            "Forces experts to weights or biases the router's logits, [n_experts] or empty. A change empties "
+            "the context.")
+        .def_property_readonly("steering", &steering, "(weights, bias), of which at least one is empty.")
         .def(
             "last_logits",
             [](Session& s) {

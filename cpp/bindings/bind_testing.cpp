@@ -183,14 +183,18 @@ void bind_testing(py::module_& m) {
     m.def("kernel_path", [] { return cpu_ops().name; }, "Name of the kernel path in use.");
     m.def(
         "route",
-        [](const Array<float>& logits, int64_t k) {
+        [](const Array<float>& logits, int64_t k, std::vector<float> weights, std::vector<float> bias) {
             if (logits.ndim() != 1 || logits.size() < 1 || logits.size() > 256 || k < 1 || k > logits.size())
                 throw InvalidArgument("route needs [n_experts] logits and 1 <= k <= n_experts");
+            const Steering steering = checked_steering({std::move(weights), std::move(bias)}, logits.size());
+            k = routed(steering, k);
             std::vector<float> out(2 * k);
-            route_token(logits.data(), logits.size(), k, out.data());
+            route_token(logits.data(), logits.size(), k, out.data(), steering);
             return out;
         },
-        py::arg("logits"), py::arg("k"), "k weights, then k expert numbers.");
+        py::arg("logits"), py::arg("k"), py::kw_only(), py::arg("weights") = std::vector<float>{},
+        py::arg("bias") = std::vector<float>{},
+        "Weights, then expert numbers: k of them, or what the steering leaves.");
 }
 
 }  // namespace sardine::python

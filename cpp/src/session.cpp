@@ -99,6 +99,22 @@ void Session::truncate(int64_t n) {
     routing_ = {};
 }
 
+void Session::steer(Steering steering) {
+    const auto n_experts = static_cast<int64_t>(model_->experts().expert_count);
+    if (!steering.empty() && mode_ == DeltaMode::off)
+        throw InvalidArgument("experts are set, and delta_mode 'off' runs none: use 'sparse' or 'gain'");
+    steering = checked_steering(std::move(steering), n_experts);
+    if (steering == steering_) return;
+    engine_->steer(steering);
+    steering_ = std::move(steering);
+    truncate(0);
+}
+
+void Session::keep_router_logits(bool keep) {
+    engine_->keep_router_logits(keep);
+    keep_router_logits_ = keep;
+}
+
 void Session::check(std::span<const int32_t> tokens) const {
     const auto n = static_cast<int64_t>(tokens.size());
     const auto n_past = static_cast<int64_t>(tokens_.size());
@@ -126,9 +142,11 @@ void Session::eval(std::span<const int32_t> tokens, float* all_logits, std::opti
     if (mode_ != DeltaMode::off) {
         routing_.n_layers = static_cast<int64_t>(model_->experts().layers.size());
         routing_.n_tokens = n;
-        routing_.k = model_->experts().expert_used_count;
+        routing_.k = engine_->n_expert_used();
         routing_.ids.resize(routing_.n_layers * n * routing_.k);
         routing_.weights.resize(routing_.ids.size());
+        if (keep_router_logits_ && routing_.k > 0)
+            routing_.logits.resize(routing_.n_layers * n * model_->experts().expert_count);
     }
     try {
         for (int64_t i = 0; i < n; i += n_batch()) {
@@ -194,6 +212,12 @@ void Session::run(std::span<const int32_t> tokens, bool want_all, float* all_log
                 routing_.ids[out + j] = static_cast<int32_t>(rows[t * 2 * k + k + j]);
             }
         }
+    }
+    for (size_t il = 0; il < g.router_logits.size(); ++il) {
+        const ggml_tensor* rows = g.router_logits[il];
+        std::copy_n(static_cast<const float*>(rows->data), ggml_nelements(rows),
+                    routing_.logits.begin() +
+                        (static_cast<int64_t>(il) * routing_.n_tokens + routed_before) * rows->ne[0]);
     }
 }
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sardine_gguf._native import Model, Sampler, Session
 from sardine_gguf.errors import ContextOverflow
+from sardine_gguf.expert_settings import ExpertSettings
 from sardine_gguf.logprobs import TokenLogprob, token_logprob
 from sardine_gguf.thoughts import ThoughtBudget
 
@@ -93,12 +94,8 @@ class TextFilter:
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the longest common start of two token lists."""
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 class Generation:
@@ -112,6 +109,7 @@ class Generation:
         logprobs: how many of the likeliest tokens `take_logprobs` tells of each token of the content;
             None tells nothing.
         prompt_logprobs: tell them of the prompt too, in `prompt_entries`; evaluates all of it anew.
+        experts: what the session's experts are set to when it begins; None leaves them.
     """
 
     def __init__(
@@ -130,6 +128,7 @@ class Generation:
         on_token: Callable[[int], None] | None = None,
         logprobs: int | None = None,
         prompt_logprobs: bool = False,
+        experts: ExpertSettings | None = None,
     ) -> None:
         if not prompt:
             raise ValueError("the prompt is empty: there is nothing to continue")
@@ -148,7 +147,7 @@ class Generation:
         self._prompt, self._max_tokens = prompt, max_tokens
         self._stop, self._think, self._split_thoughts = tuple(stop), think, split_thoughts
         self._thoughts = thoughts or ThoughtBudget(think or (-1, -1), -1, prompt)
-        self._reuse_prefix, self._on_token = reuse_prefix, on_token
+        self._reuse_prefix, self._on_token, self._experts = reuse_prefix, on_token, experts
         self.finish_reason: FinishReason | None = None
         self.met_end_token = False
         self.timings = Timings(prompt_tokens=len(prompt))
@@ -187,6 +186,8 @@ class Generation:
             self._waiting.clear()
 
     def _evaluate_prompt(self) -> None:
+        if self._experts is not None:
+            self._experts.apply(self._session)
         if self._prompt_logprobs:
             return self._evaluate_whole_prompt()
         known = self._session.tokens

@@ -27,6 +27,8 @@ from sardine_gguf.context import (
     load_state,
     save_state,
 )
+from sardine_gguf.expert_methods import ExpertMethods
+from sardine_gguf.expert_settings import ExpertSettings, ExpertSpec
 from sardine_gguf.generation import Generation
 from sardine_gguf.llama_arguments import MISSING_ATTRIBUTES, llama_arguments
 from sardine_gguf.openai_api import OpenAIMethods
@@ -51,7 +53,7 @@ class Count(int):
         return int(self)
 
 
-class Sardine(OpenAIMethods):
+class Sardine(OpenAIMethods, ExpertMethods):
     """A SaRDinE model (or its plain base) from one GGUF file, with one context.
 
     `new_context` makes more contexts on the same weights. A context evaluates for one thread at a time:
@@ -67,6 +69,8 @@ class Sardine(OpenAIMethods):
         n_gpu_layers: 0; this build computes on the CPU.
         delta_mode: "sparse" (experts change the FFN's matrices), "gain" (they scale its output, as the
             published code does), "off" (the base alone); None takes the file's.
+        experts: settings of experts by name or number, as the property `experts` takes them: a weight
+            forces, "mute" silences, "+2" is a bias. None lets the router choose.
         kv_type: type of cached keys and values: "f16", "f32", or "q8_0", which takes half of f16's
             memory and needs a head dimension that is a multiple of 32.
         seed: default seed of `generate` and the chat; negative draws a new one each time.
@@ -95,6 +99,7 @@ class Sardine(OpenAIMethods):
         n_threads: int | None = None,
         n_gpu_layers: int = 0,
         delta_mode: DeltaMode | None = None,
+        experts: ExpertSpec | None = None,
         kv_type: KvType = "f16",
         seed: int = -1,
         verbose: bool = False,
@@ -126,6 +131,7 @@ class Sardine(OpenAIMethods):
             )
         self._context = options.on(self._model)
         self._session = self._context.open(self._model)
+        self.experts = experts
         self.sampling = SamplingOptions.from_file(self._model.file, seed).override(**sampling)
         if verbose:
             print(self.describe(), file=sys.stderr)
@@ -180,12 +186,14 @@ class Sardine(OpenAIMethods):
         n_batch: int | None = None,
         n_threads: int | None = None,
         delta_mode: DeltaMode | None = None,
+        experts: ExpertSpec | None = None,
         kv_type: KvType | None = None,
     ) -> Sardine:
         """Another context on the same weights: keys, values and scratch are its own.
 
         It has every method of this class, and both may evaluate at the same time in different threads.
-        Either may be closed first. Arguments as in the constructor; None takes this context's.
+        Either may be closed first. Arguments as in the constructor; None takes this context's, but for
+        `experts` in mode "off", which has none; {} lets the router choose.
 
         Raises:
             InsufficientMemory, ValueError: as in the constructor.
@@ -202,6 +210,9 @@ class Sardine(OpenAIMethods):
         other = copy.copy(self)
         other._forget_cached()
         other._context, other._session = options, session
+        other._experts, other._keeps_router_logits = ExpertSettings(), False
+        if experts is not None or options.delta_mode != "off":
+            other.experts = self.experts if experts is None else experts
         return other
 
     # ---- facts ----
@@ -329,16 +340,8 @@ class Sardine(OpenAIMethods):
             ValueError: there are none, or one is no token id.
             BusyError: another thread is evaluating.
         """
+        self._experts.apply(self.session)  # after a call with others, the context is emptied
         return self.session.eval([int(t) for t in tokens])
-
-    def routing(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Experts of the last evaluation and their weights, each [n_layers_with_experts, n_tokens, top_k].
-
-        Weights sum to 1, the largest first. Raises ValueError in mode "off", where nothing is routed.
-        """
-        if self.delta_mode == "off":
-            raise ValueError('nothing is routed in delta_mode "off": load with "sparse" or "gain"')
-        return self.session.routing()
 
     def reset(self) -> None:
         """Empties the context."""
@@ -357,7 +360,7 @@ class Sardine(OpenAIMethods):
     @overload
     def save_state(self, path: str | os.PathLike[str]) -> None: ...
     def save_state(self, path: str | os.PathLike[str] | None = None) -> bytes | None:
-        """The context's tokens, keys, values and last logits, as bytes or to a file.
+        """The context's tokens, keys, values, last logits and `experts`, as bytes or to a file.
 
         The file appears complete or not at all, and replaces any before. It fits this model file,
         `delta_mode` and `kv_type` only.
@@ -374,7 +377,7 @@ class Sardine(OpenAIMethods):
     def load_state(self, state: bytes | bytearray | memoryview | str | os.PathLike[str]) -> None:
         """Takes the context from what `save_state` returned or wrote: what follows is the same, bit for bit.
 
-        On an error the context is as before.
+        So `experts` become those of the state. On an error the context is as before.
 
         Raises:
             FormatError: it is damaged, or of another model, `delta_mode` or `kv_type`.
@@ -383,6 +386,7 @@ class Sardine(OpenAIMethods):
             BusyError: another thread is evaluating.
         """
         load_state(self.session, state)
+        self._experts = ExpertSettings.of(self.session)
 
     # ---- generation ----
 
@@ -412,7 +416,7 @@ class Sardine(OpenAIMethods):
             ContextOverflow: the prompt is longer than the context.
         """
         max_tokens, stop = options.pop("max_tokens", None), options.pop("stop", None)
-        budget = options.pop("reasoning_budget", None)
+        budget, experts = options.pop("reasoning_budget", None), options.pop("experts", None)
         reasoning_format = options.pop("reasoning_format", None) or "auto"
         if reasoning_format not in ("auto", "deepseek", "none"):
             raise ValueError(
@@ -435,6 +439,7 @@ class Sardine(OpenAIMethods):
             reuse_prefix=reuse_prefix,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            experts=self._experts if experts is None else self.expert_settings(experts),
         )
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> str:

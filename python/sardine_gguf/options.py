@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
+from sardine_gguf.expert_settings import ExpertSpec
 from sardine_gguf.sampling import SAMPLING_NAMES
 
 ReasoningFormat = Literal["auto", "deepseek", "none"]
@@ -21,6 +22,8 @@ class GenerationOptions(TypedDict, total=False):
             answer begins; 0 allows none; -1, like None, sets no limit.
         reasoning_format: "auto" and "deepseek" give thoughts apart from the answer (as `reasoning_content`);
             "none" leaves them in it, between the think tokens' names.
+        experts: settings of experts for this call, as `Sardine.experts` takes them; {} lets the router
+            choose. Left out, or None, takes the context's own.
         others: see SamplingOptions; keys of logit_bias may be digits.
     """
 
@@ -28,6 +31,7 @@ class GenerationOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     reasoning_budget: int | None
     reasoning_format: ReasoningFormat | None
+    experts: ExpertSpec | None
     temperature: float | None
     top_k: int | None
     top_p: float | None

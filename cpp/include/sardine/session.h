@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "sardine/model.h"
+#include "sardine/steering.h"
 
 namespace sardine {
 
@@ -69,17 +70,27 @@ class Session {
     // Logits after the last token [n_vocab]; empty before the first eval and after a truncation.
     std::span<const float> last_logits() const { return last_logits_; }
 
-    // Of the last eval, each [n_layers_with_experts, n_tokens, k]; empty with mode off.
+    // Of the last eval, ids and weights [n_layers_with_experts, n_tokens, k]; empty with mode off. k is the
+    // model's, or how many experts a steering leaves. Logits are the router's own, not clamped nor biased,
+    // [n_layers_with_experts, n_tokens, n_expert], empty unless they are kept.
     struct Routing {
         int64_t n_layers = 0, n_tokens = 0, k = 0;
         std::vector<int32_t> ids;
         std::vector<float> weights;
+        std::vector<float> logits;
     };
     const Routing& routing() const { return routing_; }
+    void keep_router_logits(bool keep);
 
-    // The tokens with their keys, values and last logits, as session_state.cpp lays them out. load() gives
-    // the context that save() saw, bit for bit; on an error in the data it changes nothing, on one in reading
-    // it empties the context. Throws FormatError, ContextOverflow, IoError.
+    // Changes the choice of experts. What the context holds was computed with others, so a change empties it.
+    // Throws InvalidArgument, for any steering but none in mode off; InsufficientMemory.
+    void steer(Steering steering);
+    const Steering& steering() const { return steering_; }
+
+    // The tokens with their keys, values and last logits, and the steering that made them, as
+    // session_state.cpp lays them out. load() gives the context that save() saw, bit for bit; on an error in
+    // the data it changes nothing, on one in reading it empties the context. Throws FormatError,
+    // ContextOverflow, IoError.
     uint64_t state_bytes() const;
     void save(StateWriter& out) const;
     void load(StateReader& in);
@@ -104,6 +115,8 @@ class Session {
     std::vector<int32_t> tokens_;
     std::vector<float> last_logits_;
     Routing routing_;
+    Steering steering_;
+    bool keep_router_logits_ = false;
     Counts counts_;
     std::atomic<uint64_t> n_cancels_{0};
     uint64_t since_ = 0;
