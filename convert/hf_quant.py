@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +155,7 @@ class WeightSource:
                 f"the scale has the shape {list(scale.shape)}, expected "
                 + " or ".join(str(list(s)) for s in expected)
             )
-        values = np.asarray(to_float32(np.asarray(scale.raw()), scale.dtype))
+        values = np.asarray(to_float32(scale.array(), scale.dtype))
         if not np.isfinite(values).all() or not (values > 0).all():
             raise self._bad(f"the scale {scale.name!r} holds a value that is not positive")
 
@@ -193,24 +194,25 @@ class WeightSource:
 
     def at(self, where: NDArray[np.int64]) -> F32Array:
         """Single elements by their flat numbers in a matrix, as float32."""
-        n_cols = self.stored.shape[1]
-        row, col = where // n_cols, where % n_cols
+        row, col = np.divmod(where, self.stored.shape[1])
         assert self.stored.dtype is not None
-        values = to_float32(np.asarray(self.stored.raw()[row, col]), self.stored.dtype)
+        values = to_float32(self.stored.elements(where), self.stored.dtype)
         if self.scale is None:
             return values
-        scale = self._scales()
+        assert self.scale.dtype is not None
+        n_scales = math.prod(self.scale.shape)
         if self.block is not None:
-            values *= scale[row // self.block[0], col // self.block[1]]
+            number = row // self.block[0] * self.scale.shape[1] + col // self.block[1]
         else:
-            values *= scale[row if scale.shape[0] > 1 else 0, 0]
+            number = row if n_scales > 1 else np.zeros_like(row)
+        values *= to_float32(self.scale.elements(number), self.scale.dtype)
         return values
 
     def _scales(self) -> F32Array:
         """[block rows, block columns], or [rows or 1, 1] without a block."""
         assert self.scale is not None
         assert self.scale.dtype is not None
-        values = to_float32(np.asarray(self.scale.raw()), self.scale.dtype)
+        values = to_float32(self.scale.array(), self.scale.dtype)
         return values if self.block is not None else values.reshape(-1, 1)
 
     def _bad(self, message: str) -> FormatError:
