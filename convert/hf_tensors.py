@@ -196,7 +196,7 @@ class BaseTensorPart:
         chunk = CHUNK_BYTES * min(self.n_threads, 16)
         step = max(1, chunk // (4 * n_cols * unit)) * unit
         first = 0
-        for rows, kind in source.chunks(step):
+        for rows, kind in source.chunks(step, self.n_threads):
             if self.repair is None:
                 data = self._encode(rows, kind, head_rows)
             else:
