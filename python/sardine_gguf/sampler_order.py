@@ -14,7 +14,7 @@ _LONGEST = 32
 
 
 def _spellings() -> dict[str, str]:
-    names = {}
+    names: dict[str, str] = {}
     for name in (*DEFAULT_ORDER, *_OFF, *_MISSING):
         names |= {name: name, name.replace("_", "-"): name, name.replace("_", ""): name}
     return names | _ALIASES

@@ -54,8 +54,8 @@ class SamplingOptions:
         mirostat_mode, mirostat_tau, mirostat_eta: 0 is off; target surprise in bits, learning rate.
         logit_bias: added to the logits of these token ids; -inf never takes them.
         grammar: GBNF text with a rule "root" that the answer follows.
-        samplers: "penalties", "top_k", "typ_p", "top_p", "min_p", "xtc" and "temperature" in the order in which
-            they are applied, as a list or with ; between them. The options of one left out do nothing.
+        samplers: "penalties", "top_k", "typ_p", "top_p", "min_p", "xtc" and "temperature" in the order
+            of their application, as a list or with ; between them. The options of one left out do nothing.
         seed: of the random draw; negative, or 2**32 - 1, takes a new one each time.
     """
 
