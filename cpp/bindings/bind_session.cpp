@@ -190,6 +190,20 @@ void bind_session(py::module_& m) {
             "counts", &counts,
             "Since the context was made: tokens and batches evaluated, graphs built for them; nodes of the "
             "last batch's graph.")
+        .def(
+            "set_profile",
+            [](Session& s, bool on) {
+                const auto lock = s.lock();
+                s.set_profile(on);
+            },
+            py::arg("on"), "Measures from now on, or no longer, where the time of evaluations goes.")
+        .def(
+            "profile",
+            [](Session& s) {
+                const auto lock = s.lock();
+                return s.profile();
+            },
+            "Nanoseconds by kind of graph node, layers together, since set_profile(True).")
         .def("cancel", &Session::cancel, "Stops the running eval, from any thread.")
         .def_property_readonly("n_cancels", &Session::n_cancels, "How often cancel() was called.");
 }
