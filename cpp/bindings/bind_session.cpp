@@ -100,7 +100,7 @@ std::vector<int32_t> narrow(const std::vector<int64_t>& tokens) {
     return out;
 }
 
-py::array_t<float> eval(Session& s, const std::vector<int64_t>& ids) {
+py::array_t<float> eval(Session& s, const std::vector<int64_t>& ids, std::optional<uint64_t> since) {
     const std::vector<int32_t> tokens = narrow(ids);
     {
         const auto lock = s.lock();
@@ -109,7 +109,7 @@ py::array_t<float> eval(Session& s, const std::vector<int64_t>& ids) {
     const int64_t n_vocab = s.model().hparams().n_vocab;
     py::array_t<float> out({static_cast<py::ssize_t>(tokens.size()), static_cast<py::ssize_t>(n_vocab)});
     float* logits = out.mutable_data();
-    run_interruptible(s, [&] { s.eval(tokens, logits); });
+    run_interruptible(s, [&] { s.eval(tokens, logits, since); });
     return out;
 }
 
@@ -171,7 +171,8 @@ void bind_session(py::module_& m) {
                                    const auto lock = s.lock();
                                    return s.tokens();
                                })
-        .def("eval", &eval, py::arg("tokens"), "Appends tokens; logits of each, float32 [n_tokens, n_vocab].")
+        .def("eval", &eval, py::arg("tokens"), py::arg("since") = py::none(),
+             "Appends tokens; logits of each, float32 [n_tokens, n_vocab]. `since` as in decode.")
         .def(
             "decode",
             [](Session& s, const std::vector<int64_t>& ids, std::optional<uint64_t> since) {
@@ -223,6 +224,20 @@ void bind_session(py::module_& m) {
             "counts", &counts,
             "Since the context was made: tokens and batches evaluated, graphs built for them; nodes of the "
             "last batch's graph.")
+        .def(
+            "set_profile",
+            [](Session& s, bool on) {
+                const auto lock = s.lock();
+                s.set_profile(on);
+            },
+            py::arg("on"), "Measures from now on, or no longer, where the time of evaluations goes.")
+        .def(
+            "profile",
+            [](Session& s) {
+                const auto lock = s.lock();
+                return s.profile();
+            },
+            "Nanoseconds by kind of graph node, layers together, since set_profile(True).")
         .def("cancel", &Session::cancel, "Stops the running eval, from any thread.")
         .def_property_readonly("n_cancels", &Session::n_cancels, "How often cancel() was called.");
 }

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "bindings.h"
+#include "cgroup_memory.h"
 #include "graph.h"
 #include "kernels/attention.h"
 #include "kernels/sparse_delta.h"
@@ -160,6 +161,8 @@ void bind_testing(py::module_& m) {
         py::arg("scale"), py::arg("n_threads") = 1,
         "Causal attention [n_tokens, n_heads, dim] of one kernel path; a token sees the rows 0 to its "
         "position.");
+    m.def("cgroup_memory", &cgroup_memory, py::arg("mount"), py::arg("groups"),
+          "Bytes that the control groups mounted at a folder and named in a file leave.");
     m.def("pretend_available_memory", &pretend_available_memory, py::arg("bytes"),
           "What available memory is from now on; 0 asks the system again.");
     m.def(

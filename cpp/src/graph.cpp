@@ -235,6 +235,7 @@ ggml_tensor* Graph::attention(const GraphContext& g, int64_t il, ggml_tensor* x)
         ggml_tensor* args[] = {q, k_cache, v_cache, positions};
         out = ggml_custom_4d(ctx, GGML_TYPE_F32, hd, h.n_head, n_tokens, 1, args, 4, attention_op,
                              GGML_N_TASKS_MAX, const_cast<AttentionOp*>(&g.attention_op));
+        name(out, "attention", il);
     }
     out = ggml_reshape_2d(ctx, out, hd * h.n_head, n_tokens);
     return name(linear(w.wo, w.bo, out), "attn_out", il);

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "engine.h"
+#include "profile.h"
 #include "sardine/error.h"
 
 namespace sardine {
@@ -42,7 +43,13 @@ Session::Session(std::shared_ptr<const Model> model, const SessionOptions& o)
                                .kv_type = parse_kv_type(o.kv_type, h),
                                .mode = mode_,
                                .stop = stop});
-    engine_->set_abort_callback([](void* self) { return static_cast<Session*>(self)->should_stop(0); }, this);
+    engine_->set_abort_callback(
+        [](void* data) {
+            auto* self = static_cast<Session*>(data);
+            if (self->profile_) self->profile_->node_done();
+            return self->should_stop(0);
+        },
+        this);
     tokens_.reserve(std::min<int64_t>(n_ctx(), 1 << 16));
 }
 
@@ -66,6 +73,14 @@ int64_t Session::n_batch() const {
 double Session::memory_bytes() {
     const auto held = lock();
     return engine_->bytes();
+}
+
+void Session::set_profile(bool on) {
+    profile_ = on ? std::make_unique<Profile>() : nullptr;
+}
+
+std::map<std::string, int64_t> Session::profile() const {
+    return profile_ ? profile_->times() : Profile::Times();
 }
 
 Session::Counts Session::counts() const {
@@ -189,7 +204,9 @@ void Session::run(std::span<const int32_t> tokens, bool want_all, float* all_log
     }
     if (g.last) *static_cast<int32_t*>(g.last->data) = static_cast<int32_t>(n - 1);
 
+    if (profile_) profile_->begin(g.graph);
     const ggml_status status = engine_->compute(g);
+    if (profile_) profile_->end();
     if (status == GGML_STATUS_ABORTED) throw Cancelled("the evaluation was cancelled");
     if (status == GGML_STATUS_ALLOC_FAILED) throw InsufficientMemory("no memory for ggml's work buffer");
     if (status != GGML_STATUS_SUCCESS) throw Error("ggml failed with status " + std::to_string(status));

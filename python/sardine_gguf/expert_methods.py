@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import numpy as np
 from numpy.typing import NDArray
 
-from sardine_gguf._native import Session
 from sardine_gguf.expert_settings import ExpertSettings, ExpertSpec
+from sardine_gguf.open_model import OpenModel
 from sardine_gguf.routes import Routes
 
 
-class ExpertMethods(ABC):
+class ExpertMethods(OpenModel):
     """What the experts do in a context; docs/experts.md says what the settings mean."""
 
     _experts: ExpertSettings
     _keeps_router_logits: bool = False
 
     @property
-    @abstractmethod
-    def session(self) -> Session: ...
-
-    @property
-    @abstractmethod
-    def delta_mode(self) -> str: ...
-
-    @property
-    @abstractmethod
-    def expert_names(self) -> list[str]: ...
+    def _names(self) -> list[str]:
+        return list(self.model.experts["names"])
 
     # ---- steering ----
 
@@ -44,7 +34,7 @@ class ExpertMethods(ABC):
             ValueError: an unknown expert, a value out of range, or settings in delta_mode "off".
             BusyError: another thread is evaluating.
         """
-        return self._experts.as_dict(self.expert_names)
+        return self._experts.as_dict(self._names)
 
     @experts.setter
     def experts(self, spec: ExpertSpec | None) -> None:
@@ -54,8 +44,8 @@ class ExpertMethods(ABC):
 
     def expert_settings(self, spec: ExpertSpec | None) -> ExpertSettings:
         """Checks settings without applying them; raises as assigning `experts` does."""
-        settings = ExpertSettings.parse(spec, self.expert_names)
-        if settings and self.delta_mode == "off":
+        settings = ExpertSettings.parse(spec, self._names)
+        if settings and self._context.delta_mode == "off":
             raise ValueError(
                 'experts are set, and delta_mode "off" runs none: load with "sparse" or "gain"'
             )
@@ -69,14 +59,14 @@ class ExpertMethods(ABC):
         k is the model's number of experts a token, or how many a setting of `experts` leaves. Weights sum to
         1, the largest first. Raises ValueError in mode "off", where nothing is routed.
         """
-        if self.delta_mode == "off":
+        if self._context.delta_mode == "off":
             raise ValueError('nothing is routed in delta_mode "off": load with "sparse" or "gain"')
         return self.session.routing()
 
     def routes(self) -> Routes:
         """The same with its figures: shares, shares by layer and by token, leading experts."""
         ids, weights = self.routing()
-        return Routes(ids, weights, len(self.expert_names))
+        return Routes(ids, weights, len(self._names))
 
     @property
     def keep_router_logits(self) -> bool:

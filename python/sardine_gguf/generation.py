@@ -210,7 +210,7 @@ class Generation:
         logits = None
         for begin in range(0, len(self._prompt), step):
             part = self._prompt[begin : begin + step]
-            rows = self._session.eval(part)
+            rows = self._session.eval(part, self._since)
             for i, token in enumerate(part):
                 before = rows[i - 1] if i else logits
                 offset, data = text.position, self._model.piece(token)

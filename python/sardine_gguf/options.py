@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from sardine_gguf.expert_settings import ExpertSpec
+from sardine_gguf.sampler_order import sampler_order
 from sardine_gguf.sampling import SAMPLING_NAMES
 
 ReasoningFormat = Literal["auto", "deepseek", "none"]
@@ -48,6 +49,7 @@ class GenerationOptions(TypedDict, total=False):
     mirostat_eta: float | None
     logit_bias: Mapping[int, float] | Mapping[str, float] | None
     grammar: str | None
+    samplers: str | Sequence[str] | None
     seed: int | None
 
 
@@ -92,6 +94,8 @@ def sampling_options(options: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = value
     if "logit_bias" in found:
         found["logit_bias"] = {int(t): float(b) for t, b in found["logit_bias"].items()}
+    if "samplers" in found:
+        found["samplers"] = sampler_order(found["samplers"])
     if "grammar" in found:
         found["grammar"] = grammar_text(found["grammar"])
     return found

@@ -13,6 +13,7 @@ import pytest
 from models import TinyModel, make_model, random_tokens
 from sardine_gguf import Cancelled, Sardine, _native
 from sardine_gguf.generation import Generation
+from sardine_gguf.logprobs import TokenLogprob, token_logprob
 
 PROMPT = random_tokens(100, seed=40)
 
@@ -115,6 +116,27 @@ def test_cancel_from_a_callback(model: Sardine, wide: TinyModel) -> None:
     with pytest.raises(Cancelled):
         consume()
     assert len(generation.tokens) < 10
+    check(model, wide)
+
+
+def test_cancel_between_two_parts_of_a_prompt(
+    model: Sardine, wide: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With logprobs of the prompt there is other work between its evaluations: a cancel() then counts too."""
+    told = 0
+
+    def tell(*arguments: object) -> TokenLogprob:
+        nonlocal told
+        told += 1
+        if told == 10:
+            model.cancel()
+        return token_logprob(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("sardine_gguf.generation.token_logprob", tell)
+    generation = model.start(PROMPT, temperature=0, logprobs=0, prompt_logprobs=True, max_tokens=1)
+    with pytest.raises(Cancelled):
+        next(generation)
+    assert told <= 64
     check(model, wide)
 
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -32,6 +33,7 @@ constexpr int64_t kAutoContext = -1;
 constexpr double kAutoMargin = 0.125, kAutoMarginBytes = 128.0 * 1024 * 1024;
 
 class Engine;
+class Profile;
 class StateReader;
 class StateWriter;
 
@@ -95,6 +97,11 @@ class Session {
     void save(StateWriter& out) const;
     void load(StateReader& in);
 
+    // From now on, or no longer, measures where the time goes; profile() is what was found since the last
+    // set_profile(true), empty before: nanoseconds by kind of node.
+    void set_profile(bool on);
+    std::map<std::string, int64_t> profile() const;
+
     // May be called from any thread: stops the running eval soon, and those that began `since` before.
     void cancel() { n_cancels_.fetch_add(1, std::memory_order_relaxed); }
     uint64_t n_cancels() const { return n_cancels_.load(std::memory_order_relaxed); }
@@ -112,6 +119,7 @@ class Session {
     int n_threads_ = 0;
     DeltaMode mode_;
     std::unique_ptr<Engine> engine_;
+    std::unique_ptr<Profile> profile_;  // null: not measured
     std::vector<int32_t> tokens_;
     std::vector<float> last_logits_;
     Routing routing_;
