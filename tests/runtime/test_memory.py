@@ -201,7 +201,9 @@ def write_groups(folder: Path, files: dict[str, object]) -> Path:
     return folder
 
 
-def second(path: str, limit: object, used: int, inactive: int = 0, active: int = 0) -> dict[str, object]:
+def second(
+    path: str, limit: object, used: int, inactive: int = 0, active: int = 0
+) -> dict[str, object]:
     """The files of a group of version 2."""
     stat = f"anon 7\nfile 9\ninactive_file {inactive}\nactive_file {active}"
     return {
@@ -211,7 +213,9 @@ def second(path: str, limit: object, used: int, inactive: int = 0, active: int =
     }
 
 
-def first(path: str, limit: int, used: int, inactive: int = 0, active: int = 0) -> dict[str, object]:
+def first(
+    path: str, limit: int, used: int, inactive: int = 0, active: int = 0
+) -> dict[str, object]:
     """The files of a group of version 1, whose own counts leave out the groups below it."""
     stat = f"cache 9\ninactive_file 1\ntotal_inactive_file {inactive}\ntotal_active_file {active}"
     return {
