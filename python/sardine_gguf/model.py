@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 
@@ -29,6 +28,7 @@ from sardine_gguf.context import (
 )
 from sardine_gguf.generation import Generation
 from sardine_gguf.llama_arguments import MISSING_ATTRIBUTES, llama_arguments
+from sardine_gguf.model_facts import facts
 from sardine_gguf.openai_api import OpenAIMethods
 from sardine_gguf.options import GenerationOptions, sampling_options, stop_list
 from sardine_gguf.sampling import SamplingOptions
@@ -265,30 +265,8 @@ class Sardine(OpenAIMethods):
         return list(self.model.experts["names"])
 
     def describe(self) -> str:
-        """The file, the base, the experts and the context, in a few lines for people."""
-        h, e = self.model.hparams, self.model.experts
-        path = Path(self.model.path)
-        name = _printable(self.model.file.get("general.name")) or path.stem
-        experts = (
-            f"experts: {e['expert_count']}, {e['expert_used_count']} a token, in {len(e['layers'])} of "
-            f"{h['n_layer']} layers ({', '.join(e['names'])})"
-            if e["expert_count"]
-            else "experts: none (a plain base model)"
-        )
-        adapter = Path(self.adapter) if self.adapter else None
-        from_file = (
-            [f"adapter: {adapter.name}, {adapter.stat().st_size / 1e6:.1f} MB"] if adapter else []
-        )
-        return "\n".join(
-            (
-                f"model:   {name} ({h['arch']}, {h['n_layer']} layers of {h['n_embd']}), "
-                f"{path.stat().st_size / 1e6:.1f} MB, {path.name}",
-                *from_file,
-                experts,
-                f"runs:    {self.delta_mode} on the CPU, {self.session.n_threads} threads, "
-                f"context {self.n_ctx} tokens, {self.session.memory_bytes / 1e6:.0f} MB for it",
-            )
-        )
+        """The file, the base, the experts and the context, in three lines for people."""
+        return facts(self)
 
     # ---- tokens ----
 
