@@ -124,9 +124,10 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError("the prompt is empty")
         if prompt is None or args.verbose:
             from sardine_gguf.model_facts import facts
-            from sardine_gguf.terminal import clean
+            from sardine_gguf.terminal import clean, columns
 
-            print(clean(facts(model)), file=sys.stderr)
+            width = columns() if sys.stderr.isatty() else 0
+            print(clean(facts(model, width)), file=sys.stderr)
         chat = _chat(args, model)
         if prompt is None:
             return _talk(args, chat)

@@ -11,7 +11,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.application.current import get_app
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
-from prompt_toolkit.filters import Condition
+from prompt_toolkit.filters import Condition, is_searching
 from prompt_toolkit.formatted_text import ANSI
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -104,7 +104,7 @@ def key_bindings(*, multiline: bool) -> KeyBindings:
     def new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    @keys.add("enter", filter=~completing)
+    @keys.add("enter", filter=~completing & ~is_searching)
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         command = buffer.text.startswith("/") and "\n" not in buffer.text
@@ -118,13 +118,13 @@ def key_bindings(*, multiline: bool) -> KeyBindings:
         else:
             send(event)
 
-    @keys.add("enter", filter=completing)
+    @keys.add("enter", filter=completing & ~is_searching)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.complete_state = None  # takes what is chosen
 
-    keys.add("escape", "enter")(send if multiline else new_line)
+    keys.add("escape", "enter", filter=~is_searching)(send if multiline else new_line)
 
-    @keys.add("c-g")
+    @keys.add("c-g", filter=~is_searching)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.open_in_editor(validate_and_handle=False)
 

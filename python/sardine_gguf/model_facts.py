@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,12 @@ def quantization(file_type: Any, tensors: Counter[int]) -> str:
     return _TENSOR_TYPES.get(most[0][0], f"type {most[0][0]}") if most else "empty"
 
 
-def facts(model: Sardine) -> str:
-    """File, base and its quantization; experts and their names; mode, device, context and memory."""
+def facts(model: Sardine, width: int = 0) -> str:
+    """File, base and its quantization; experts and their names; mode, device, context and memory.
+
+    Args:
+        width: columns that a line may take; names that do not fit are counted. 0 shows all.
+    """
     h, e = model.model.hparams, model.model.experts
     path = Path(model.model_path)
     name = model.metadata.get("general.name") or path.stem
@@ -47,20 +52,31 @@ def facts(model: Sardine) -> str:
         sizes[tensor.type] += tensor.nbytes
     quant = quantization(model.metadata.get("general.file_type"), sizes)
     adapter = Path(model.adapter) if model.adapter else None
+    after = f", adapter: {adapter.name}, {size_text(adapter.stat().st_size)}" if adapter else ""
     experts = "experts: none (a plain base model, which runs as it is)"
     if e["expert_count"]:
-        experts = (
+        head = (
             f"experts: {e['expert_count']}, {e['expert_used_count']} a token, in {len(e['layers'])} of "
-            f"{h['n_layer']} layers ({', '.join(e['names'])})"
+            f"{h['n_layer']} layers"
         )
-    if adapter:
-        experts += f", adapter: {adapter.name}, {size_text(adapter.stat().st_size)}"
+        room = width - len(head) - len(after) - len(" ()") if width else 0
+        experts = f"{head} ({names_text(e['names'], room)}){after}"
     return "\n".join(
         (
             f"model:   {name} ({h['arch']}, {h['n_layer']} layers of {h['n_embd']}), {quant}, "
             f"{size_text(path.stat().st_size)}, {path.name}",
             experts,
-            f"runs:    {model.delta_mode} on the CPU, {model.session.n_threads} threads, context "
-            f"{model.n_ctx} tokens of {model.kv_type}, {size_text(int(model.session.memory_bytes))} for it",
+            f"runs:    {model.delta_mode} on the CPU, {model.session.n_threads} threads, context of "
+            f"{model.n_ctx} tokens ({model.kv_type}, {size_text(int(model.session.memory_bytes))})",
         )
     )
+
+
+def names_text(names: Sequence[str], room: int) -> str:
+    """Names in `room` characters, the others counted; with 0 all of them. At least one is shown."""
+    for n in range(len(names), 0, -1):
+        rest = [f"{len(names) - n} more"] if n < len(names) else []
+        text = ", ".join([*names[:n], *rest])
+        if not room or len(text) <= room or n == 1:
+            return text
+    return ""
