@@ -73,6 +73,7 @@ class Chat:
         self._instructions = instructions
         self._session, self._transcript = session, transcript
         self._anew = 0
+        self._in_loop = False
         self.piece_style: Callable[[], str] | None = None
         self.on_piece: list[Callable[[], None]] = []
         self.before_turn: list[Callable[[], None]] = []
@@ -203,9 +204,10 @@ class Chat:
         if turn.interrupted:
             self.say("(stopped)")
         elif turn.generation.finish_reason == "length":
-            full = self.context.n_tokens >= self.context.n_ctx
-            why = f"the context of {self.context.n_ctx} tokens is full" if full else "max tokens"
-            self.say(f"(cut: {why})")
+            if self.context.n_tokens >= self.context.n_ctx:
+                self.say(f"(cut: the context of {self.context.n_ctx} tokens is full)")
+            elif self._in_loop:  # elsewhere who asked for a number of tokens knows it
+                self.say("(cut: max tokens)")
         for call in self.after_turn:
             self.say(call(turn))
         if self.looks.timings:
@@ -244,6 +246,7 @@ class Chat:
 
     def loop(self, *, single_turn: bool = False) -> None:
         """Reads and answers until the end of the input or /exit, or to the first turn's end."""
+        self._in_loop = True
         self.say("Type a message, /help for commands.")
         while True:
             try:

@@ -21,7 +21,7 @@ def logit_bias(text: str) -> tuple[int, float]:
     """Token id and bias of llama.cpp's TOKEN_ID(+/-)BIAS. Raises ValueError."""
     at = max(text.find("+", 1), text.find("-", 1))
     if at < 0:
-        raise ValueError(text)
+        raise ValueError(f"{text!r} is no TOKEN_ID+BIAS or TOKEN_ID-BIAS")
     return int(text[:at]), float(text[at:])
 
 
