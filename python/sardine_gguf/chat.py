@@ -69,6 +69,11 @@ class ChatTemplate:
             "|".join(re.escape(t) for t in sorted(always, key=len, reverse=True)) or r"(?!)"
         )
 
+    @property
+    def source(self) -> str:
+        """The template's Jinja source."""
+        return self._source
+
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The prompt as text, special tokens spelled out. Raises ValueError if the template refuses."""
         return self._render(normalise(messages, self._style), add_generation_prompt)
