@@ -85,6 +85,11 @@ class ChatTemplate:
         """The messages with `think_prompt`, if any, added to a system message that they begin with."""
         return with_think_prompt(messages, self.think_prompt) if self.think_prompt else messages
 
+    @property
+    def source(self) -> str:
+        """The template's Jinja source."""
+        return self._source
+
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The prompt as text, special tokens spelled out. Raises ValueError if the template refuses."""
         return self._render(normalise(messages, self._style), add_generation_prompt)

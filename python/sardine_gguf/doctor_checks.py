@@ -115,6 +115,15 @@ def devices() -> list[Check]:
     ]
 
 
+def device_list() -> str:
+    """The same as llama.cpp's --list-devices prints it."""
+    name, _ = processor_features(_read("/proc/cpuinfo"))
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = _native.available_memory()
+    memory = f"{total >> 20} MiB, {free >> 20} MiB free"
+    return f"Available devices:\n  CPU: {name or platform.machine()} ({memory})"
+
+
 def memory() -> list[Check]:
     """Total, and what can be allocated now."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
