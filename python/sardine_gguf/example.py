@@ -16,7 +16,7 @@ _OUTTYPE = "q8_0"
 def example_folder() -> Path | None:
     """The example's checkpoint, in the installed package or in the repository; None if it is in neither."""
     here = Path(__file__).parent
-    for folder in (here / "example", here.parents[1] / "examples" / "tiny-sardine"):
+    for folder in (here / "tiny-sardine", here.parents[1] / "examples" / "tiny-sardine"):
         if (folder / "srde_weights.pt").is_file() and (folder / "base").is_dir():
             return folder
     return None
