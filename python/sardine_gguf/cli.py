@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sardine_gguf.chat_experts import configure
 from sardine_gguf.cli_environment import with_environment
 from sardine_gguf.cli_flags import build_parser
 from sardine_gguf.program import (
@@ -129,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
             width = columns() if sys.stderr.isatty() else 0
             print(clean(facts(model, width)), file=sys.stderr)
         chat = _chat(args, model)
+        configure(chat, args)
         if prompt is None:
             return _talk(args, chat)
         if args.raw:

@@ -37,7 +37,7 @@ def test_one_shot_is_deterministic_and_only_the_answer_is_on_stdout(model_file: 
     assert runs[0].stdout.strip()
     assert re.fullmatch(
         r"\[\d+ prompt tokens, [\d.]+ t/s \| first after [\d.]+ s \| 12 tokens, [\d.]+ t/s \| "
-        r"context \d+ of 256\]",
+        r"context \d+ of 256 \| \w+ \d+ %, \w+ \d+ %\]",
         runs[0].stderr.strip(),
     )
 
@@ -259,7 +259,7 @@ def test_flags_from_the_environment(model_file: Path) -> None:
     }  # fmt: skip
     told = cli("-p", "hi", "-t", 1, env=env).stderr
     assert "| 3 tokens" in told
-    assert "of 256]" in told
+    assert "of 256 |" in told
     assert "| 5 tokens" in cli("-p", "hi", "-t", 1, "-n", 5, env=env).stderr  # the flag wins
     assert cli("-p", "hi", "-t", 1, env={**env, "LLAMA_ARG_SHOW_TIMINGS": "off"}).stderr == ""
     bad = cli("-p", "hi", env={**env, "LLAMA_ARG_SHOW_TIMINGS": "perhaps"})
