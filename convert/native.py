@@ -4,7 +4,6 @@ GgufFile(path): strict reader of a GGUF header; .kv {key: (type, value)}, .tenso
 shape, offset and nbytes, .alignment, .data_offset. Raises FormatError, OSError.
 quantize(rows float32 [n, cols], type name, threads): uint8 [n, row bytes].
 dequantize(uint8 [n, row bytes], type name, cols, threads): float32 [n, cols].
-dequantize_at(uint8 [n, row bytes], type name, cols, int64 [m], threads): float32 [m], elements of it.
 decode_fp8(uint8 [n, cols], stored type name, scales, out float32 [n, cols], *, block_rows, block_cols,
 first_row, n_threads): bytes in 8-bit floats times the scales of their blocks.
 encode_rows(buffer, stored type name, type name, *, n_cols, head_rows, importance, n_threads): the
@@ -18,7 +17,6 @@ from sardine_gguf._native import (
     GgufFile,
     decode_fp8,
     dequantize,
-    dequantize_at,
     encode_rows,
     largest_value,
     quantize,
@@ -29,7 +27,6 @@ __all__ = [
     "GgufFile",
     "decode_fp8",
     "dequantize",
-    "dequantize_at",
     "encode_rows",
     "largest_value",
     "quantize",

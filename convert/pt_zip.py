@@ -16,7 +16,7 @@ from .file_tensor import Extremes
 from .files import regular_size
 from .reading import PIECE_BYTES, read_exactly
 
-MAX_MEMBERS = 1_000_000
+MAX_MEMBERS = 100_000
 _LOCAL = struct.Struct("<4s5H3L2H")
 _LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 _RESAVE = (

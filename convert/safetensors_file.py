@@ -18,6 +18,7 @@ from .gguf_file import as_bytes
 from .reading import read_columns, read_elements, read_exactly
 
 MAX_HEADER_BYTES = 100_000_000
+MAX_TENSORS = 100_000
 
 _NAMES = {
     "F64": "f64",
@@ -133,6 +134,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     if not isinstance(header, dict):
         raise bad("safetensors header: expected an object")
     header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise bad(f"{len(header)} tensors, expected at most {MAX_TENSORS}")
     spans: list[tuple[int, int, str]] = []
     tensors: dict[str, StoredTensor] = {}
     for name, entry in header.items():

@@ -146,24 +146,6 @@ py::array_t<float> dequantize(const py::array_t<uint8_t, py::array::c_style>& da
     return out;
 }
 
-py::array_t<float> dequantize_at(const py::array_t<uint8_t, py::array::c_style>& data,
-                                 const std::string& type, int64_t n_cols,
-                                 const py::array_t<int64_t, py::array::c_style>& where, int n_threads) {
-    if (data.ndim() != 2 || data.shape(1) != static_cast<py::ssize_t>(quantized_row_size(type, n_cols)))
-        throw InvalidArgument("dequantize_at needs a uint8 array [n_rows, bytes of a row]");
-    if (where.ndim() != 1) throw InvalidArgument("dequantize_at needs an int64 array of elements [n]");
-    py::array_t<float> out(where.shape(0));
-    const uint8_t* src = data.data();
-    const int64_t *elements = where.data(), n = where.shape(0), n_rows = data.shape(0);
-    float* dst = out.mutable_data();
-    {
-        py::gil_scoped_release release;
-        sardine::dequantize_at(type, src, n_rows, n_cols, elements, dst, n,
-                               n_threads > 0 ? n_threads : default_threads());
-    }
-    return out;
-}
-
 void decode_fp8(const py::array_t<uint8_t, py::array::c_style>& data, const std::string& stored,
                 const py::array_t<float, py::array::c_style>& scale,
                 py::array_t<float, py::array::c_style> out, int64_t block_rows, int64_t block_cols,
@@ -218,9 +200,6 @@ void bind_gguf(py::module_& m) {
           "(0: all).");
     m.def("dequantize", &dequantize, py::arg("data").noconvert(), py::arg("type"), py::arg("n_cols"),
           py::arg("n_threads") = 0, "The inverse of quantize: float32 [n_rows, n_cols].");
-    m.def("dequantize_at", &dequantize_at, py::arg("data").noconvert(), py::arg("type"), py::arg("n_cols"),
-          py::arg("where").noconvert(), py::arg("n_threads") = 0,
-          "float32 [n]: the elements `where` (rising, counted row by row) of what dequantize gives.");
     m.def("decode_fp8", &decode_fp8, py::arg("data").noconvert(), py::arg("stored"),
           py::arg("scale").noconvert(), py::arg("out").noconvert(), py::kw_only(), py::arg("block_rows"),
           py::arg("block_cols"), py::arg("first_row") = 0, py::arg("n_threads") = 0,

@@ -154,33 +154,6 @@ bool quantize_rows(const std::string& name, const Rows& rows, uint8_t* dst, int 
     return ok;
 }
 
-void dequantize_at(const std::string& name, const uint8_t* src, int64_t n_rows, int64_t n_cols,
-                   const int64_t* where, float* dst, int64_t n, int n_threads) {
-    quantized_row_size(name, n_cols);  // rows are whole blocks, which follow each other without gaps
-    const ggml_type type = find_type(name);
-    for (int64_t i = 0; i < n; ++i)
-        if (where[i] < (i ? where[i - 1] : 0) || where[i] >= n_rows * n_cols)
-            throw InvalidArgument("the elements do not rise, or are outside of the rows");
-    const ggml_to_float_t to_float = ggml_get_type_traits(type)->to_float;
-    const int64_t block = ggml_blck_size(type);
-    const size_t block_bytes = ggml_type_size(type);
-    parallel_for(n, n_threads, 1 << 12, [&](int64_t begin, int64_t end) {
-        std::vector<float> values(block);
-        int64_t held = -1;
-        for (int64_t i = begin; i < end; ++i) {
-            const int64_t number = where[i] / block;
-            if (number != held) {
-                held = number;
-                if (type == GGML_TYPE_F32)
-                    std::memcpy(values.data(), src + number * block_bytes, sizeof(float));
-                else
-                    to_float(src + number * block_bytes, values.data(), block);
-            }
-            dst[i] = values[where[i] % block];
-        }
-    });
-}
-
 void dequantize_rows(const std::string& name, const uint8_t* src, float* dst, int64_t n_rows, int64_t n_cols,
                      int n_threads) {
     const size_t row_size = quantized_row_size(name, n_cols);

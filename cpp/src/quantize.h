@@ -41,11 +41,6 @@ int64_t source_row(int64_t r, int64_t head_rows);
 // requires an importance matrix and has none.
 [[nodiscard]] bool quantize_rows(const std::string& type, const Rows& rows, uint8_t* dst, int n_threads);
 
-// dst[i] = element where[i], counted row by row, of src [n_rows, quantized_row_size]; only the blocks that
-// hold them are read. where rises and is within the rows, or InvalidArgument is thrown.
-void dequantize_at(const std::string& type, const uint8_t* src, int64_t n_rows, int64_t n_cols,
-                   const int64_t* where, float* dst, int64_t n, int n_threads);
-
 // src [n_rows, quantized_row_size] -> dst [n_rows, n_cols] f32, by ggml's own reading of the type.
 void dequantize_rows(const std::string& type, const uint8_t* src, float* dst, int64_t n_rows, int64_t n_cols,
                      int n_threads);

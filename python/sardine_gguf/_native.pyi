@@ -119,9 +119,6 @@ class Sampler:
 
 def check_adapter(file: GgufFile, n_threads: int = 0) -> None: ...
 def quantize(data: NDArray[np.float32], type: str, n_threads: int = 0) -> NDArray[np.uint8]: ...
-def dequantize_at(
-    data: NDArray[np.uint8], type: str, n_cols: int, where: NDArray[np.int64], n_threads: int = 0
-) -> NDArray[np.float32]: ...
 def decode_fp8(
     data: NDArray[np.uint8],
     stored: str,

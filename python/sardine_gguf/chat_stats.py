@@ -21,12 +21,12 @@ class Context(Protocol):
 def stats_line(turn: Turn, context: Context, more: Sequence[str] = ()) -> str:
     """One line: prompt, time to the first token, answer, context, and `more` parts."""
     t = turn.generation.timings
-    cached = f" ({t.cached_tokens} cached)" if t.cached_tokens else ""
+    cached = f", {t.cached_tokens} cached" if t.cached_tokens else ""
     parts = [f"{t.prompt_tokens} prompt tokens{cached}, {t.prompt_per_second:.1f} t/s"]
     if turn.first_seconds is not None:
-        parts.append(f"first after {turn.first_seconds:.2f} s")
+        parts.append(f"first {turn.first_seconds:.2f} s")
     parts.append(f"{t.completion_tokens} tokens, {t.completion_per_second:.1f} t/s")
-    parts.append(f"context {context.n_tokens} of {context.n_ctx}")
+    parts.append(f"context {context.n_tokens}/{context.n_ctx}")
     return f"[{' | '.join([*parts, *(p for p in more if p)])}]"
 
 

@@ -57,7 +57,7 @@ def _load(args: argparse.Namespace) -> Sardine:
     from sardine_gguf.model import Sardine
 
     options = model_options(args)
-    model = load_model(lambda: Sardine(args.model, **options), args.model, args.adapter)
+    model = load_model(lambda: Sardine(args.model, **options), args.model)
     set_template(model, args.chat_template_file)
     if args.reasoning == "on" and model.think_tokens is None:
         raise ValueError("-rea on: this model has no tokens for thoughts")

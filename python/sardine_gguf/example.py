@@ -45,8 +45,7 @@ def example_file() -> Path:
     digest = hashlib.sha256()
     for source in sources:
         digest.update(source.name.encode() + b"\0" + hashlib.sha256(source.read_bytes()).digest())
-    name = f"tiny-sardine-{_OUTTYPE}-{digest.hexdigest()[:12]}.gguf"
-    target = cache_folder() / name
+    target = cache_folder() / f"{digest.hexdigest()[:12]}-{_OUTTYPE}" / "tiny-sardine.gguf"
     if not target.is_file():
         from sardine_gguf.convert import convert  # type: ignore[import-untyped,unused-ignore]
 

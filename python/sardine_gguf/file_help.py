@@ -70,7 +70,7 @@ def _content(data: bytes, path: Path) -> str:
     if data.startswith(b"GGUF"):
         return ""  # the loader's own words say more
     if start.startswith((b"<!doctype html", b"<html")):
-        return "this is a web page: download the file itself, not the page that shows it"
+        return "this is a web page: download the file that it shows"
     if data.startswith(b"version https://git-lfs"):
         return "this is a Git LFS pointer, not the file: git lfs pull fetches it"
     if path.suffix == ".safetensors" or (

@@ -17,27 +17,34 @@ from sardine_gguf.waiting import Waiting
 
 def without_model() -> str:
     """What to do, in three lines."""
-    here = sorted(p.name for p in Path.cwd().glob("*.gguf"))
-    file = here[0] if here else "FILE.gguf"
-    example = (
-        "sardine-cli --example" if example_folder() else "make demo (in a clone of the repository)"
-    )
+    example = "sardine-cli --example" if example_folder() else "make demo"
+    about = "a small model that comes with it" if example_folder() else "in the repository"
+    file = next((p.name for p in sorted(Path.cwd().glob("*.gguf")) if _is_gguf(p)), "FILE.gguf")
+    run = f"sardine-cli -m {file}"
+    width = max(len(example), len(run))
     return "\n".join(
         (
-            f"sardine-cli: no model: name one with -m/--model:      sardine-cli -m {file}",
-            f"  to chat with a small example that comes with it:    {example}",
-            "  to make a file of a base model and experts:         "
-            "convert-sardine --base DIR --srde srde_weights.pt -o FILE.gguf",
+            "sardine-cli: no model is named (-m/--model); try",
+            f"  {example:{width}}   # {about}",
+            f"  {run:{width}}   # convert-sardine makes such files; --help says how",
         )
     )
 
 
-def load_model(open_model: Callable[[], Sardine], path: str, adapter: str | None) -> Sardine:
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
+def load_model(open_model: Callable[[], Sardine], path: str) -> Sardine:
     """The model; its warnings become lines on standard error, and errors say what to do about the file.
 
     Args:
         open_model: loads it.
-        path, adapter: its files.
+        path: its file.
 
     Raises:
         FormatError, OSError: as the constructor, with a remedy where one is known.
@@ -49,8 +56,8 @@ def load_model(open_model: Callable[[], Sardine], path: str, adapter: str | None
                 model = open_model()
     except FormatError as e:
         what = hint(e.file or path)
-        if adapter is None and "adapter" in str(e) and not what:
-            what = f"sardine-cli -m BASE.gguf --adapter {path}"
+        if "larger than the file" in str(e):
+            what = "was it downloaded whole?"
         if not what:
             raise
         raise FormatError(f"{e}: {what}", file=e.file, field=e.field) from None

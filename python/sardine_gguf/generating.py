@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Unpack
+from typing import Unpack, overload
 
 from sardine_gguf.chat import ChatTemplate, Message
 from sardine_gguf.expert_methods import ExpertMethods
-from sardine_gguf.generation import Generation
+from sardine_gguf.generation import Generation, TokenLoop
 from sardine_gguf.options import GenerationOptions, sampling_options, stop_list
 from sardine_gguf.sampling import SamplingOptions
 from sardine_gguf.thoughts import ThoughtBudget
@@ -41,7 +41,8 @@ class GenerationMethods(TokenMethods, ExpertMethods):
             think: ids of the tokens around thoughts, which then come on the channel "reasoning".
             reuse_prefix: keep the evaluated tokens that the prompt begins with. Without it they are kept
                 only when the prompt continues all of them, so that equal calls give equal text.
-            logprobs, prompt_logprobs: see Generation.
+            logprobs: how many of the likeliest are told of each token of the content; None tells nothing.
+            prompt_logprobs: and of the prompt, which is evaluated anew.
             options: see GenerationOptions.
 
         Raises:
@@ -60,7 +61,7 @@ class GenerationMethods(TokenMethods, ExpertMethods):
         tokens = self.tokenize(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
         around = think or self.think_tokens
         thoughts = ThoughtBudget(around or (-1, -1), -1 if budget is None else budget, tokens)
-        return Generation(
+        loop = TokenLoop(
             self.model,
             self.session,
             tokens,
@@ -75,10 +76,24 @@ class GenerationMethods(TokenMethods, ExpertMethods):
             prompt_logprobs=prompt_logprobs,
             experts=self._experts if experts is None else self.expert_settings(experts),
         )
+        return Generation(loop)
 
-    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]) -> str:
-        """The text that continues a prompt. Options as in `start`."""
-        return "".join(self.stream_generate(prompt, **options))
+    @overload
+    def generate(self, prompt: str, **options: Unpack[GenerationOptions]) -> str: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[int], **options: Unpack[GenerationOptions]
+    ) -> Iterator[int]: ...
+    def generate(
+        self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]
+    ) -> str | Iterator[int]:
+        """The text that continues a text; for token ids, `generate_tokens`, as in llama-cpp-python.
+
+        Options as in `start`.
+        """
+        if isinstance(prompt, str):
+            return "".join(self.stream_generate(prompt, **options))
+        return self.generate_tokens(prompt, **options)
 
     def stream_generate(
         self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]
@@ -90,8 +105,9 @@ class GenerationMethods(TokenMethods, ExpertMethods):
         self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]
     ) -> Iterator[int]:
         """Yields the ids of the tokens that continue a prompt, the one that ends the text left out."""
-        generation = self.start(prompt, **options)
-        return (t for t in generation.sampled_tokens() if not self.model.is_end(t))
+        if options.get("stop"):
+            raise ValueError("stop is about text, and there is none here: use stream_generate()")
+        return self.start(prompt, **options).sampled_tokens()
 
     def sample(self, **options: Unpack[GenerationOptions]) -> int:
         """A token drawn from the logits after the context's last one. Options but max_tokens and stop.
@@ -125,15 +141,32 @@ class GenerationMethods(TokenMethods, ExpertMethods):
         self,
         messages: Sequence[Message],
         *,
+        think_prompt: bool | None = None,
         logprobs: int | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Generation:
         """The generation of the next assistant message; evaluates only what is new since the last turn.
 
-        Options as in `start`.
+        Args:
+            messages: {"role": ..., "content": text or blocks}, as the model's template takes them.
+            think_prompt: add the request to think first, which the default system message of a reasoning
+                model's template makes, to a system message among `messages`, which would replace it. None
+                does so where the template makes it and no grammar rules thoughts out.
+            logprobs, options: as in `start`.
+
+        Raises:
+            ValueError: think_prompt is True, and the template makes no such request.
         """
+        template = self.chat_template
+        if think_prompt and template.think_prompt is None:
+            raise ValueError(
+                "think_prompt is True, but the chat template has no default system message that asks for "
+                "thoughts: write the request into the system message"
+            )
+        if think_prompt or (think_prompt is None and not options.get("grammar")):
+            messages = template.with_think_prompt(messages)
         return self.start(
-            self.chat_template.encode(messages),
+            template.encode(messages),
             think=self.think_tokens,
             reuse_prefix=True,
             logprobs=logprobs,

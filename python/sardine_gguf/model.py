@@ -154,6 +154,11 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
             hint = f": {why}" if why else ""
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'{hint}")
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in MISSING_ATTRIBUTES:  # it would change nothing
+            raise AttributeError(f"{name} cannot be set: {MISSING_ATTRIBUTES[name]}")
+        super().__setattr__(name, value)
+
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> NoReturn:
         """Not supported: nothing is downloaded. Raises NotImplementedError."""

@@ -25,7 +25,7 @@ class GenerationOptions(TypedDict, total=False):
             "none" leaves them in it, between the think tokens' names.
         experts: settings of experts for this call, as `Sardine.experts` takes them; {} lets the router
             choose. Left out, or None, takes the context's own.
-        others: see SamplingOptions; keys of logit_bias may be digits.
+        others: see SamplingOptions; keys of logit_bias may be digits, and temp is temperature.
     """
 
     max_tokens: int | None
@@ -34,6 +34,7 @@ class GenerationOptions(TypedDict, total=False):
     reasoning_format: ReasoningFormat | None
     experts: ExpertSpec | None
     temperature: float | None
+    temp: float | None
     top_k: int | None
     top_p: float | None
     min_p: float | None
@@ -63,9 +64,11 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "function_call": ((None, "none"), "tools are not supported"),
     "tools": ((None, []), "tools are not supported"),
     "tool_choice": ((None, "none"), "tools are not supported"),
+    "reset": ((True, None), "a generation begins with the prompt: give all of its tokens"),
+    "idx": ((None,), "a token is drawn from the last logits; eval() returns all of them"),
     "n": ((1, None), "call again with another seed"),
     "best_of": ((1, None), "call again with another seed"),
-    "penalize_nl": ((None,), "llama.cpp has removed it"),
+    "penalize_nl": ((True, None), "llama.cpp has removed it: line ends count as any token"),
 }
 
 
@@ -77,17 +80,16 @@ def sampling_options(options: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: an argument has one elsewhere, but is not supported.
     """
     found = {}
+    if options.get("temperature") is not None and options.get("temp") is not None:
+        raise ValueError("temperature and temp are both given: they are the same, use one of them")
     for name, value in options.items():
+        name = "temperature" if name == "temp" else name
         if name in _UNSUPPORTED:
             neutral, why = _UNSUPPORTED[name]
             if not any(value is v or (type(value) is type(v) and value == v) for v in neutral):
                 raise ValueError(f"{name} is not supported: {why}")
         elif name not in SAMPLING_NAMES:
-            near = (
-                ["temperature"]
-                if name == "temp"
-                else difflib.get_close_matches(name, SAMPLING_NAMES)
-            )
+            near = difflib.get_close_matches(name, SAMPLING_NAMES)
             hint = f": did you mean {near[0]}?" if near else ""
             raise TypeError(f"there is no option '{name}'{hint}")
         elif value is not None:

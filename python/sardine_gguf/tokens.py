@@ -22,8 +22,17 @@ class TokenMethods(OpenModel):
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         return self.model.tokenize(text, add_bos, special)
 
-    def detokenize(self, tokens: Sequence[int], special: bool = False) -> str:
-        """The text of token ids; control tokens are left out unless `special`."""
+    def detokenize(
+        self,
+        tokens: Sequence[int],
+        prev_tokens: Sequence[int] | None = None,
+        special: bool = False,
+    ) -> str:
+        """The text of token ids; control tokens are left out unless `special`.
+
+        A token's bytes do not depend on those before it: `prev_tokens` is in llama-cpp-python's place and
+        changes nothing.
+        """
         return codecs.decode(self.detokenize_bytes(tokens, special), "utf-8", "replace")
 
     def detokenize_bytes(self, tokens: Sequence[int], special: bool = False) -> bytes:
@@ -37,3 +46,7 @@ class TokenMethods(OpenModel):
     def token_eos(self) -> int:
         """Id of the token that ends a text, -1 if there is none."""
         return self.model.eos
+
+    def token_nl(self) -> int:
+        """Id of the token of a line's end, or of the first byte of it."""
+        return self.tokenize("\n", add_bos=False)[0]

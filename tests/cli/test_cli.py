@@ -36,8 +36,8 @@ def test_one_shot_is_deterministic_and_only_the_answer_is_on_stdout(model_file: 
     assert runs[0].stdout == runs[1].stdout
     assert runs[0].stdout.strip()
     assert re.fullmatch(
-        r"\[\d+ prompt tokens, [\d.]+ t/s \| first after [\d.]+ s \| 12 tokens, [\d.]+ t/s \| "
-        r"context \d+ of 256 \| \w+ \d+ %, \w+ \d+ %\]",
+        r"\[\d+ prompt tokens, [\d.]+ t/s \| first [\d.]+ s \| 12 tokens, [\d.]+ t/s \| "
+        r"context \d+/256 \| \w+ \d+ %, \w+ \d+ %\]",
         runs[0].stderr.strip(),
     )
 
@@ -259,7 +259,7 @@ def test_flags_from_the_environment(model_file: Path) -> None:
     }  # fmt: skip
     told = cli("-p", "hi", "-t", 1, env=env).stderr
     assert "| 3 tokens" in told
-    assert "of 256 |" in told
+    assert "/256 |" in told
     assert "| 5 tokens" in cli("-p", "hi", "-t", 1, "-n", 5, env=env).stderr  # the flag wins
     assert cli("-p", "hi", "-t", 1, env={**env, "LLAMA_ARG_SHOW_TIMINGS": "off"}).stderr == ""
     bad = cli("-p", "hi", env={**env, "LLAMA_ARG_SHOW_TIMINGS": "perhaps"})
@@ -292,9 +292,14 @@ def test_without_a_model_three_lines_say_what_to_do(tmp_path: Path) -> None:
     assert result.stdout == ""
     lines = result.stderr.splitlines()
     assert len(lines) == 3
-    assert "sardine-cli -m FILE.gguf" in lines[0]
+    assert "-m/--model" in lines[0]
     assert "sardine-cli --example" in lines[1]
-    assert "convert-sardine --base" in lines[2]
+    assert "sardine-cli -m FILE.gguf" in lines[2]
+    assert "convert-sardine" in lines[2]
+    (tmp_path / "a.gguf").write_text("<html>")
+    (tmp_path / "b.gguf").write_bytes(b"GGUF")
+    again = subprocess.run(CLI, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert "sardine-cli -m b.gguf" in again.stderr
 
 
 def test_the_example_is_converted_once(home: dict[str, str], tmp_path: Path) -> None:
@@ -302,15 +307,30 @@ def test_the_example_is_converted_once(home: dict[str, str], tmp_path: Path) -> 
     assert [a.returncode for a in answers] == [0, 0]
     assert "15% of 80 is 12." in answers[0].stdout
     assert answers[0].stdout == answers[1].stdout
-    (made,) = (tmp_path / "cache" / "sardine_gguf").iterdir()
-    assert made.suffix == ".gguf"
-    made.unlink()
-    made.mkdir()
-    (tmp_path / "cache" / "sardine_gguf").rename(tmp_path / "away")
-    (tmp_path / "cache" / "sardine_gguf").write_text("a file where the folder should be")
+    cache = tmp_path / "cache" / "sardine_gguf"
+    (made,) = cache.glob("*/*")
+    assert made.name == "tiny-sardine.gguf"
+    cache.rename(tmp_path / "away")
+    cache.write_text("a file where the folder should be")
     refused = cli("--example", "-p", "hi", env=home)
     assert refused.returncode == 4
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_full_context_is_said(model_file: Path) -> None:
+    full = cli("-m", model_file, "-p", "hi", "-c", 32, "--temp", 0, "-t", 1)
+    assert full.returncode == 0
+    assert "(cut: the context of 32 tokens is full)" in full.stderr
+    assert "context 32/32]" in full.stderr
+    long = cli("-m", model_file, "-p", "word " * 32, "-c", 32, "-t", 1)
+    assert long.returncode == 1
+    assert re.search(r"the prompt has \d+ tokens, more than n_ctx 32", long.stderr)
+
+
+def test_rates_with_and_without_experts(model_file: Path) -> None:
+    for more in ([], ["--no-experts"]):
+        told = cli("-m", model_file, "-p", "hi", "-n", 4, "-t", 1, *more).stderr
+        assert re.search(r"\| 4 tokens, [\d.]+ t/s \|", told)
 
 
 def test_a_chat_over_a_pipe(example: Path) -> None:

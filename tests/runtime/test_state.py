@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import TinyModel, make_model, random_tokens
+from models import TinyModel, make_model, random_tokens, text_of
 from sardine_gguf import BusyError, ContextOverflow, FormatError, Sardine
 from sardine_gguf.convert import convert, write_base
 
@@ -100,9 +100,9 @@ def test_generations_go_on_alike(wide: TinyModel) -> None:
         m.eval(TOKENS)
         state = m.save_state()
         options = {"max_tokens": 20, "temperature": 1.0, "seed": 5}
-        first = m.generate([*TOKENS, 9, 10], **options)  # type: ignore[arg-type]
+        first = text_of(m, [*TOKENS, 9, 10], **options)  # type: ignore[arg-type]
         m.load_state(state)
-        assert m.generate([*TOKENS, 9, 10], **options) == first  # type: ignore[arg-type]
+        assert text_of(m, [*TOKENS, 9, 10], **options) == first  # type: ignore[arg-type]
 
 
 def test_empty_and_truncated_contexts(wide: TinyModel) -> None:
