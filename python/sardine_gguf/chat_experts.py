@@ -1,4 +1,4 @@
-"""The experts in the chat: /experts, --experts, --show-routing, and their shares in the stats."""
+"""The experts in the chat: /experts, --show-routing, and the leading one in the stats."""
 
 from __future__ import annotations
 
@@ -11,21 +11,6 @@ from sardine_gguf.chat_commands import COMMANDS
 if TYPE_CHECKING:
     from sardine_gguf.chat_loop import Chat
     from sardine_gguf.chat_turn import Turn
-
-SETTINGS = "NAME=WEIGHT forces, NAME=mute mutes, NAME=+BIAS or -BIAS"
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --experts and --show-routing."""
-    g = parser.add_argument_group("experts")
-    g.add_argument(
-        "--experts", metavar="SET", help=f'steer them, as "code=mute,logic=+2": {SETTINGS}'
-    )
-    g.add_argument(
-        "--show-routing",
-        action="store_true",
-        help="colour each token by the expert that leads where it was written, with a legend",
-    )
 
 
 def configure(chat: Chat, args: argparse.Namespace) -> None:
@@ -82,8 +67,7 @@ class RoutingView:
         return self.colours.style(self._chat.context.routes())
 
     def _stats(self, _: Turn) -> str:
-        best = self.colours.legend(self.shares.answer, colour=False).split("  ")[:2]
-        return ", ".join(best)
+        return self.colours.legend(self.shares.answer, colour=False).split("  ")[0]
 
     def _legend(self, _: Turn) -> str:
         if self._show:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sardine_gguf.chat_experts import configure
 from sardine_gguf.cli_environment import with_environment
 from sardine_gguf.cli_flags import build_parser
 from sardine_gguf.program import (
@@ -65,6 +64,7 @@ def _load(args: argparse.Namespace) -> Sardine:
 
 
 def _chat(args: argparse.Namespace, model: Sardine) -> Chat:
+    from sardine_gguf.chat_experts import configure
     from sardine_gguf.chat_loop import Chat
     from sardine_gguf.chat_session import SessionFile
     from sardine_gguf.chat_settings import Looks
@@ -73,7 +73,7 @@ def _chat(args: argparse.Namespace, model: Sardine) -> Chat:
     from sardine_gguf.transcript import Transcript
 
     keeps = args.reasoning != "off" and not args.raw
-    return Chat(
+    chat = Chat(
         model,
         options=generation_options(args),
         system=system_prompt(args),
@@ -83,6 +83,8 @@ def _chat(args: argparse.Namespace, model: Sardine) -> Chat:
         session=SessionFile(args.session) if args.session else None,
         transcript=Transcript(args.output) if args.output else None,
     )
+    configure(chat, args)
+    return chat
 
 
 def _talk(args: argparse.Namespace, chat: Chat) -> int:
@@ -130,7 +132,6 @@ def run(args: argparse.Namespace) -> int:
             width = columns() if sys.stderr.isatty() else 0
             print(clean(facts(model, width)), file=sys.stderr)
         chat = _chat(args, model)
-        configure(chat, args)
         if prompt is None:
             return _talk(args, chat)
         if args.raw:

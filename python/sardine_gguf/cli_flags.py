@@ -6,7 +6,7 @@ import argparse
 import difflib
 from typing import Literal, NoReturn
 
-from sardine_gguf.chat_experts import add_flags as add_expert_flags
+from sardine_gguf.expert_flags import add_flags as add_expert_flags
 from sardine_gguf.program import EXIT_CODES
 
 

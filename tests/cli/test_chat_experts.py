@@ -104,7 +104,7 @@ def test_show_routing_colours_the_answer(model: Sardine) -> None:
     assert [style for style, _ in pieces] == [SGR[e] for e in drew]
     notes = c.err.getvalue()  # type: ignore[attr-defined]
     assert re.search(r"\x1b\[38;5;\d+mmath\x1b\[0m \d+ %", notes)
-    assert re.search(r"math \d\d %, expert_6 \d+ %", notes)
+    assert re.search(r"\| math \d\d %\]", notes)
     c.take("/experts colours")
     assert c.piece_style is None
     c.take("/experts colours")

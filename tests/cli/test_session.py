@@ -30,7 +30,7 @@ def test_every_command(terminal: Start, example: Path, tmp_path: Path) -> None:
     assert ANSWER in shown
     assert re.search(
         r"\[14 prompt tokens, [\d.]+ t/s \| first [\d.]+ s \| \d+ tokens, [\d.]+ t/s \| "
-        r"context \d+/2048 \| math \d+ %",
+        r"context \d+/2048 \| math \d+ %\]",
         shown,
     )
     assert "cached" in t.say("And 25%?")  # the second turn evaluates only what is new
