@@ -167,11 +167,25 @@ def pipes(t: Shell) -> None:
     t.run("sardine-cli -m none.gguf -p hi; echo exit code $?")
 
 
+def routing(t: Shell) -> None:
+    """Answers in the colours of the experts, and what forcing one does."""
+    t.type("sardine-cli --example --show-routing --no-show-timings")
+    t.say("Write a Python function that adds 7 to a number.")
+    t.say("Why is the sky blue?")
+    t.say("/experts math=1")
+    t.say("/clear")
+    t.say("Why is the sky blue?")
+    t.say("/experts reset")
+    t.say("What is the chemical symbol for gold?")
+    t.say("/experts")
+
+
 SESSIONS: dict[str, tuple[Callable[[Shell], None], int, int]] = {
     "first-minute": (first_minute, 13, 124),
-    "chat": (chat, 25, 104),
+    "chat": (chat, 22, 112),
     "commands": (commands, 45, 104),
     "pipes": (pipes, 9, 100),
+    "routing-chat": (routing, 36, 104),
 }
 
 

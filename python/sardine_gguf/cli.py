@@ -64,6 +64,7 @@ def _load(args: argparse.Namespace) -> Sardine:
 
 
 def _chat(args: argparse.Namespace, model: Sardine) -> Chat:
+    from sardine_gguf.chat_experts import configure
     from sardine_gguf.chat_loop import Chat
     from sardine_gguf.chat_session import SessionFile
     from sardine_gguf.chat_settings import Looks
@@ -72,7 +73,7 @@ def _chat(args: argparse.Namespace, model: Sardine) -> Chat:
     from sardine_gguf.transcript import Transcript
 
     keeps = args.reasoning != "off" and not args.raw
-    return Chat(
+    chat = Chat(
         model,
         options=generation_options(args),
         system=system_prompt(args),
@@ -82,6 +83,8 @@ def _chat(args: argparse.Namespace, model: Sardine) -> Chat:
         session=SessionFile(args.session) if args.session else None,
         transcript=Transcript(args.output) if args.output else None,
     )
+    configure(chat, args)
+    return chat
 
 
 def _talk(args: argparse.Namespace, chat: Chat) -> int:

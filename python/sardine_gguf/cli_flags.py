@@ -6,6 +6,7 @@ import argparse
 import difflib
 from typing import Literal, NoReturn
 
+from sardine_gguf.expert_flags import add_flags as add_expert_flags
 from sardine_gguf.program import EXIT_CODES
 
 
@@ -56,6 +57,7 @@ def build_parser() -> Parser:
     _sampling(p.add_argument_group("sampling"))
     _thoughts(p.add_argument_group("thoughts"))
     _looks(p.add_argument_group("the chat"))
+    add_expert_flags(p)
     _information(p.add_argument_group("information"))
     return p
 

@@ -36,6 +36,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         "n_threads": None if args.threads == -1 else args.threads,
         "n_gpu_layers": 0 if args.gpu_layers == "auto" else args.gpu_layers,
         "delta_mode": args.delta_mode,
+        "experts": args.experts,
         "kv_type": key or value or "f16",
         "seed": args.seed,
     }

@@ -37,7 +37,7 @@ def test_one_shot_is_deterministic_and_only_the_answer_is_on_stdout(model_file: 
     assert runs[0].stdout.strip()
     assert re.fullmatch(
         r"\[\d+ prompt tokens, [\d.]+ t/s \| first [\d.]+ s \| 12 tokens, [\d.]+ t/s \| "
-        r"context \d+/256\]",
+        r"context \d+/256 \| \w+ \d+ %\]",
         runs[0].stderr.strip(),
     )
 
@@ -259,7 +259,7 @@ def test_flags_from_the_environment(model_file: Path) -> None:
     }  # fmt: skip
     told = cli("-p", "hi", "-t", 1, env=env).stderr
     assert "| 3 tokens" in told
-    assert "/256]" in told
+    assert "/256 |" in told
     assert "| 5 tokens" in cli("-p", "hi", "-t", 1, "-n", 5, env=env).stderr  # the flag wins
     assert cli("-p", "hi", "-t", 1, env={**env, "LLAMA_ARG_SHOW_TIMINGS": "off"}).stderr == ""
     bad = cli("-p", "hi", env={**env, "LLAMA_ARG_SHOW_TIMINGS": "perhaps"})
@@ -321,7 +321,7 @@ def test_a_full_context_is_said(model_file: Path) -> None:
     full = cli("-m", model_file, "-p", "hi", "-c", 32, "--temp", 0, "-t", 1)
     assert full.returncode == 0
     assert "(cut: the context of 32 tokens is full)" in full.stderr
-    assert "context 32/32]" in full.stderr
+    assert "context 32/32 |" in full.stderr
     long = cli("-m", model_file, "-p", "word " * 32, "-c", 32, "-t", 1)
     assert long.returncode == 1
     assert re.search(r"the prompt has \d+ tokens, more than n_ctx 32", long.stderr)

@@ -30,7 +30,7 @@ def test_every_command(terminal: Start, example: Path, tmp_path: Path) -> None:
     assert ANSWER in shown
     assert re.search(
         r"\[14 prompt tokens, [\d.]+ t/s \| first [\d.]+ s \| \d+ tokens, [\d.]+ t/s \| "
-        r"context \d+/2048\]",
+        r"context \d+/2048 \| math \d+ %\]",
         shown,
     )
     assert "cached" in t.say("And 25%?")  # the second turn evaluates only what is new
@@ -70,7 +70,17 @@ def test_every_command(terminal: Start, example: Path, tmp_path: Path) -> None:
     t.say("/think on")
     assert "shown, no limit" in t.say("/think show")
 
-    assert "planning" in t.say("/experts")
+    assert re.search(r"0 math +[\d.]+ % +[\d.]+ %", t.say("/experts"))
+    t.say("/clear")
+    assert "(science=1)" in t.say("/experts science=1")
+    assert ANSWER not in t.say(QUESTION)
+    assert re.search(r"3 science +100.0 % +100.0 % +1", t.say("/experts"))
+    assert "did you mean 'math'" in t.say("/experts mth=1")
+    assert "(the router chooses; the conversation is read again)" in t.say("/experts reset")
+    t.say("/clear")
+    assert ANSWER in t.say(QUESTION)
+    t.say("And 25%?")
+    t.say(QUESTION)
 
     saved = tmp_path / "talk.json"
     assert "(saved to" in t.say(f"/save {saved}")
@@ -175,7 +185,7 @@ def test_keys(terminal: Start, example: Path, tmp_path: Path) -> None:
     t.key("Tab")
     t.wait(lambda: t.cursor()[0].rstrip() == "> /experts", "the command")
     t.key("Enter")
-    t.wait_for("experts, mode")
+    t.wait_for("mode sparse; the router chooses")
     t.wait_for_prompt()
     t.send("/set top_")
     t.key("Tab")
