@@ -88,6 +88,10 @@ def test_file_system_prompt_and_raw(model_file: Path, tmp_path: Path) -> None:
         (["-m", "{m}", "-p", "x", "--grammar", "root ::= no"], 2, "rule 'no' is not defined"),
         (["-m", "{m}", "-p", "x", "--temperatur", "1"], 2, "did you mean --temperature?"),
         (["{m}"], 2, "a model is named with -m"),
+        (["-m", "{m}", "-p", "x", "-cnv"], 2, "use one"),
+        (["-m", "{m}", "--raw", "-cnv"], 2, "use one"),
+        (["-m", "{m}", "-p", "x", "--raw", "-sys", "x"], 2, "--system-prompt is for chats"),
+        (["-m", "{m}", "-p", "x", "--raw", "-o", "x"], 2, "--output is for chats"),
         (["-m", "{m}", "-p", "x", "-sys", "a", "-sysf", "b"], 2, "use one"),
         (["-m", "{m}", "-p", "x", "-f", "{dir}/none.txt"], 4, "none.txt: No such file"),
         (
