@@ -14,7 +14,7 @@ from sardine_gguf.program import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_USAGE,
-    log_libraries,
+    library_log,
     run_program,
 )
 
@@ -133,8 +133,10 @@ def run(args: argparse.Namespace) -> int:
 
         print(without_model(), file=sys.stderr)
         return EXIT_USAGE
-    log_libraries(args.verbosity, args.log_file, everything=args.verbose)
-    with _load(args) as model:
+    with (
+        library_log(args.verbosity, args.log_file, everything=args.verbose),
+        _load(args) as model,
+    ):
         prompt = _single_prompt(args)
         if prompt is not None and not prompt.strip():
             raise ValueError("the prompt is empty")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sardine_gguf.cli import main
 from screens import CLI, Emulated
 
 
@@ -365,3 +367,16 @@ def test_one_answer_in_a_session(example: Path, tmp_path: Path) -> None:
     assert "no saved conversation" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert file.read_bytes() == damaged
+
+
+def test_the_log_ends_with_the_program(model_file: Path, tmp_path: Path) -> None:
+    """A program that runs this one more than once gets one handler at a time."""
+    logger = logging.getLogger("sardine_gguf")
+    before = (list(logger.handlers), logger.level)
+    file = tmp_path / "log.txt"
+    assert (
+        main(["-m", str(model_file), "-p", "Hi", "-n", "1", "--log-file", str(file), "-lv", "5"])
+        == 0
+    )
+    assert "vocab" in file.read_text()
+    assert (logger.handlers, logger.level) == before
