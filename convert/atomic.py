@@ -128,12 +128,10 @@ class AtomicFile:
         assert self.temp is not None
         os.fsync(self._fd)
         verify(self.temp)
-        if not force and os.path.lexists(self.path):
-            raise FormatError(
-                f"{self.path}: the output was created by another program meanwhile",
-                file=str(self.path),
-            )
-        self.temp.replace(self.path)
+        if force:
+            self.temp.replace(self.path)
+        else:
+            self._take_a_free_name(self.temp)
         self.temp = None
         fd, self._fd = self._fd, -1
         os.close(fd)
@@ -142,6 +140,25 @@ class AtomicFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+    def _take_a_free_name(self, temp: Path) -> None:
+        """Moves the file to the destination if nothing is there, in one step where links can be made."""
+        try:
+            os.link(temp, self.path, follow_symlinks=False)
+        except FileExistsError:
+            raise self._appeared() from None
+        except OSError:  # a file system without hard links
+            if os.path.lexists(self.path):
+                raise self._appeared() from None
+            temp.replace(self.path)
+        else:
+            temp.unlink()
+
+    def _appeared(self) -> FormatError:
+        return FormatError(
+            f"{self.path}: the output was created by another program meanwhile",
+            file=str(self.path),
+        )
 
     def __exit__(
         self,

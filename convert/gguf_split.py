@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def open_parts(path: Path) -> tuple[Metadata, list[tuple[Path, Any]]]:
 
 def _open(path: Path) -> Any:
     regular_size(path)
-    return native.GgufFile(str(path))
+    return native.GgufFile(os.fsencode(path))
 
 
 def _without_split(kv: Metadata) -> Metadata:

@@ -92,7 +92,7 @@ def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
 
 
 def _read_gguf(name: str, file: BinaryIO) -> Imatrix:
-    header = native.GgufFile(name)
+    header = native.GgufFile(os.fsencode(name))
     kv = dict(header.kv)
     for key, kind in _KEYS.items():
         if kv.get(key, ("nothing",))[0] != kind:

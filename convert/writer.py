@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def write_file(
 def _verify(
     path: Path, metadata: Metadata, specs: list[TensorSpec], alignment: int, start: int, size: int
 ) -> None:
-    found = native.GgufFile(str(path))
+    found = native.GgufFile(os.fsencode(path))
     offset, expected = start, []
     for s in specs:
         expected.append((s.name, s.type, s.ne, offset))

@@ -20,6 +20,7 @@ _F16_FIELDS = {
     "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,),
     "IQ3_S": (0,), "IQ3_XXS": (0,), "IQ2_S": (0,), "IQ2_XS": (0,), "IQ2_XXS": (0,),
 }  # fmt: skip
+_KINDS = {int(kind): kind.name for kind in GGMLQuantizationType}
 # Plain types: the unsigned integer of their size, and the bits of the exponent.
 _FLOATS = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 
@@ -83,7 +84,7 @@ def check_experts(file: PackedFile) -> CheckResult:
 
 
 def _check_base(file: PackedFile, tensor: GgufTensor, result: CheckResult) -> None:
-    kind = GGMLQuantizationType(tensor.type).name
+    kind = _KINDS.get(tensor.type, "")  # ggml has types that gguf-py does not know
     offsets: tuple[int, ...] = (0,)
     if kind in _FLOATS:
         code, exponent = _FLOATS[kind]

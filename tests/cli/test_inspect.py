@@ -197,6 +197,16 @@ def test_check_says_what_it_looked_at(folder: Path, capsys: pytest.CaptureFixtur
     assert re.search(r"check +ok: 1,152 positions, 8,064 values, 30 base tensors$", text.strip())
 
 
+def test_check_names_what_it_cannot_look_into(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Types that ggml knows and gguf-py does not."""
+    monkeypatch.setattr(inspect_check, "_KINDS", {0: "F32"})
+    code, text, _ = run(capsys, folder / "base.gguf", "--check")
+    assert code == 0
+    assert "not looked into: token_embd.weight, blk.0.attn_q.weight" in text
+
+
 @pytest.mark.parametrize("name", [*BAD_SARDINE, *BAD_BASE, *BAD_FILES])
 def test_check_finds_every_defect(
     name: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

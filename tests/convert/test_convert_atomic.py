@@ -259,6 +259,45 @@ def test_output_that_appears_meanwhile(base, srde, out, monkeypatch, capsys):
     assert names(out.parent) == ["o.gguf"]
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_output_that_appears_at_the_last_moment(base, srde, out, monkeypatch, capsys, links):
+    """Between the last look and the move: where links can be made there is no such moment."""
+    real, look = os.link, os.path.lexists
+
+    def link(*args, **kwargs):
+        if not links:
+            raise OSError(errno.EOPNOTSUPP, "no links here")
+        out.write_bytes(b"theirs")
+        return real(*args, **kwargs)
+
+    def lexists(path):
+        if not links and path == out and any(n.endswith(".tmp") for n in names(out.parent)):
+            out.write_bytes(b"theirs")
+        return look(path)
+
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os.path, "lexists", lexists)
+    assert main(arguments(base, srde, out)) == 3
+    assert "created by another program meanwhile" in capsys.readouterr().err
+    assert out.read_bytes() == b"theirs"
+    assert names(out.parent) == ["o.gguf"]
+
+
+def test_without_links_and_names_that_are_not_utf8(base, srde, out, monkeypatch):
+    odd = out.parent / os.fsdecode(b"o\xff.gguf")
+    assert main(arguments(base, srde, odd)) == 0
+
+    def link(*args, **kwargs):
+        raise OSError(errno.EOPNOTSUPP, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    assert main(["--base", os.fspath(odd), "--base-only", "-o", "x", "--dry-run"]) == 3
+    plain = out.parent / os.fsdecode(b"b\xff.gguf")
+    write_base(base, plain)
+    assert main(arguments(plain, srde, out)) == 0
+    assert names(out.parent) == sorted([odd.name, plain.name, "o.gguf"])
+
+
 def test_output_that_is_an_input(base, srde, tmp_path, capsys):
     folder, link = tmp_path / "link", tmp_path / "soft"
     folder.symlink_to(base)
