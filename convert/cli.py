@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "--block-columns",
         type=int,
         metavar="N",
-        help="width of a column block (default 65536)",
+        help="width of a column block (default 8192)",
     )
     repair = parser.add_mutually_exclusive_group()
     repair.add_argument(
@@ -213,7 +213,7 @@ def _convert(args: argparse.Namespace, progress: Progress | None) -> ConversionR
         delta_type=args.delta_type,
         delta_mode=args.delta_mode or "sparse",
         expert_names=args.expert_names,
-        block_columns=schema.MAX_BLOCK_COLUMNS
+        block_columns=schema.DEFAULT_BLOCK_COLUMNS
         if args.block_columns is None
         else args.block_columns,
         adapter=args.adapter,
