@@ -30,9 +30,9 @@ struct TileOps {
     void (*pack)(const float* const* rows, int64_t n_rows, int64_t width, uint8_t* tile);
 
     // acc[r][t] = sum over p in [row_ptr[r], row_ptr[r + 1]) of v[p - begin] * tile[col[p]][t], for r in
-    // [0, n_rows). v is changed.
+    // [0, n_rows) and t in [0, n_tokens); acc is [n_rows][kTokenTile]. v is changed.
     void (*rows)(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, float* v, int64_t begin,
-                 const uint8_t* tile, float* acc);
+                 const uint8_t* tile, int64_t n_tokens, float* acc);
 };
 
 struct CpuOps {

@@ -112,7 +112,7 @@ void rows_dot(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const
 }
 
 void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, float* v, int64_t begin,
-               const uint8_t* tile, float* acc) {
+               const uint8_t* tile, int64_t n_tokens, float* acc) {
     const auto* xt = reinterpret_cast<const float*>(tile);
     static_assert(kTokenTile == 32, "four vectors a position");
     for (int64_t r = 0; r < n_rows; ++r, acc += kTokenTile) {

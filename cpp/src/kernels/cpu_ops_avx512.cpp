@@ -191,8 +191,9 @@ void spread_tile(const float* acc, int64_t n_rows, int64_t n_tokens, const float
     }
 }
 
-void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, float* v, int64_t begin,
-               const uint8_t* tile, float* acc) {
+template <int kHalves>
+void rows_tile_of(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, float* v, int64_t begin,
+                  const uint8_t* tile, float* acc) {
     const auto* xt = reinterpret_cast<const float*>(tile);
     static_assert(kTokenTile == 32, "two vectors a position");
     for (int64_t r = 0; r < n_rows; ++r, acc += kTokenTile) {
@@ -206,18 +207,23 @@ void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, floa
                 const __m512 w = _mm512_set1_ps(v[p + k - begin]);
                 const float* xc = xt + static_cast<int64_t>(col[p + k]) * kTokenTile;
                 s[k][0] = _mm512_fmadd_ps(w, _mm512_loadu_ps(xc), s[k][0]);
-                s[k][1] = _mm512_fmadd_ps(w, _mm512_loadu_ps(xc + 16), s[k][1]);
+                if (kHalves > 1) s[k][1] = _mm512_fmadd_ps(w, _mm512_loadu_ps(xc + 16), s[k][1]);
             }
         for (; p < end; ++p) {
             const __m512 w = _mm512_set1_ps(v[p - begin]);
             const float* xc = xt + static_cast<int64_t>(col[p]) * kTokenTile;
             s[0][0] = _mm512_fmadd_ps(w, _mm512_loadu_ps(xc), s[0][0]);
-            s[0][1] = _mm512_fmadd_ps(w, _mm512_loadu_ps(xc + 16), s[0][1]);
+            if (kHalves > 1) s[0][1] = _mm512_fmadd_ps(w, _mm512_loadu_ps(xc + 16), s[0][1]);
         }
-        for (int h = 0; h < 2; ++h)
+        for (int h = 0; h < kHalves; ++h)
             _mm512_storeu_ps(acc + 16 * h,
                              _mm512_add_ps(_mm512_add_ps(s[0][h], s[1][h]), _mm512_add_ps(s[2][h], s[3][h])));
     }
+}
+
+void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, float* v, int64_t begin,
+               const uint8_t* tile, int64_t n_tokens, float* acc) {
+    (n_tokens <= 16 ? rows_tile_of<1> : rows_tile_of<2>)(row_ptr, n_rows, col, v, begin, tile, acc);
 }
 
 struct Lanes {

@@ -120,10 +120,15 @@ void add_tile(const SparseDeltaArgs& a, const CpuOps& ops, Range rows, int64_t b
     }
     tile.pack(x, n_slots, std::min(m.block_columns, m.n_cols - first_col), scratch.tile());
     for_row_groups(row_ptr, rows, [&](int64_t r, int64_t n_rows, int64_t begin, int64_t n) {
+        // Tokens' rows lie too far apart for the processor to foresee them.
+        for (int64_t t = 0; t < n_slots; ++t) {
+            y[t] = a.y + slots[t].token * a.y_stride + r;
+            for (int64_t c = 0; c < n_rows; c += 16) __builtin_prefetch(y[t] + c, 1);
+        }
         if (shared) add_values(ops, m.shared, begin, n, 1.0f, false, scratch.values());
         if (a.routes.k > 0) add_values(ops, m.expert(expert), begin, n, 1.0f, shared, scratch.values());
-        tile.rows(row_ptr + r, n_rows, m.col, scratch.values(), begin, scratch.tile(), scratch.sums());
-        for (int64_t t = 0; t < n_slots; ++t) y[t] = a.y + slots[t].token * a.y_stride + r;
+        tile.rows(row_ptr + r, n_rows, m.col, scratch.values(), begin, scratch.tile(), n_slots,
+                  scratch.sums());
         ops.spread_tile(scratch.sums(), n_rows, n_slots, weight, y);
     });
 }
@@ -141,14 +146,15 @@ void SparseScratch::reserve(const DeltaMatrix& m, int64_t n_tokens, int64_t k) {
     grow(values_, std::max(kGroupPositions, longest) + 2 * kQ8Block);
     grow(sums_, kGroupRows * kTokenTile);
     if (n_tokens >= kMinTileTokens) {
-        grow(tile_, std::min(m.block_columns, m.n_cols) * kTokenTile * sizeof(float));
+        tile_.grow(std::min(m.block_columns, m.n_cols) * kTokenTile * sizeof(float));
         grow(slots_, n_tokens * std::max<int64_t>(k, 1));
     }
 }
 
 size_t SparseScratch::bound(int64_t n_cols, int64_t n_tokens, int64_t k) {
     const int64_t floats = std::max(kGroupPositions, n_cols) + 2 * kQ8Block + kGroupRows * kTokenTile;
-    return sizeof(float) * (floats + n_cols * kTokenTile) + sizeof(Slot) * n_tokens * std::max<int64_t>(k, 1);
+    return sizeof(float) * floats + HugeBuffer::rounded(sizeof(float) * n_cols * kTokenTile) +
+           sizeof(Slot) * n_tokens * std::max<int64_t>(k, 1);
 }
 
 void sparse_delta_add(const SparseDeltaArgs& a, const CpuOps& ops, int ith, int nth, SparseScratch& scratch) {

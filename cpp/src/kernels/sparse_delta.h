@@ -7,6 +7,7 @@
 
 #include "delta_pack.h"
 #include "kernels/cpu_ops.h"
+#include "kernels/huge_buffer.h"
 #include "routing.h"
 
 namespace sardine {
@@ -46,7 +47,7 @@ class SparseScratch {
 
  private:
     std::vector<float> values_;  // one row group's values
-    std::vector<uint8_t> tile_;  // activations of a tile of tokens, as its TileOps lay them out
+    HugeBuffer tile_;            // activations of a tile of tokens, as its TileOps lay them out
     std::vector<float> sums_;    // [rows of a group][kTokenTile]
     std::vector<Slot> slots_;    // the tokens of each expert, one expert after the other
 };

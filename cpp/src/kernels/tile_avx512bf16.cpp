@@ -46,21 +46,24 @@ void narrow(float* v, int64_t n) {
     }
 }
 
+// kHalf: of the first 16 tokens alone.
+template <bool kHalf>
 struct Sums {
     __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
     void add(__m512i a, __m512i b, __m512i v) {
-        const __m512i lo = _mm512_unpacklo_epi16(a, b), hi = _mm512_unpackhi_epi16(a, b);
+        const __m512i lo = _mm512_unpacklo_epi16(a, b);
         low = _mm512_dpbf16_ps(low, reinterpret_cast<const __m512bh&>(lo),
                                reinterpret_cast<const __m512bh&>(v));
+        if (kHalf) return;
+        const __m512i hi = _mm512_unpackhi_epi16(a, b);
         high = _mm512_dpbf16_ps(high, reinterpret_cast<const __m512bh&>(hi),
                                 reinterpret_cast<const __m512bh&>(v));
     }
 };
 
-void rows(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, float* v, int64_t begin,
-          const uint8_t* tile, float* acc) {
-    narrow(v, row_ptr[n_rows] - begin);
-    const auto* values = reinterpret_cast<const uint8_t*>(v);
+template <bool kHalf>
+void rows_of(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const uint8_t* values,
+             int64_t begin, const uint8_t* tile, float* acc) {
     auto line = [&](int64_t p) { return _mm512_loadu_si512(tile + int64_t{col[p]} * 64); };
     auto pair = [&](int64_t p) {
         int two;
@@ -68,7 +71,7 @@ void rows(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, float* v,
         return _mm512_set1_epi32(two);
     };
     for (int64_t r = 0; r < n_rows; ++r, acc += kTokenTile) {
-        Sums s[4];  // four pairs at a time hide the latency of the product
+        Sums<kHalf> s[4];  // four pairs at a time hide the latency of the product
         int64_t p = row_ptr[r];
         const int64_t end = row_ptr[r + 1];
         for (; p + 8 <= end; p += 8)
@@ -83,8 +86,15 @@ void rows(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, float* v,
             return _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
         };
         _mm512_storeu_ps(acc, total(s[0].low, s[1].low, s[2].low, s[3].low));
-        _mm512_storeu_ps(acc + 16, total(s[0].high, s[1].high, s[2].high, s[3].high));
+        if (!kHalf) _mm512_storeu_ps(acc + 16, total(s[0].high, s[1].high, s[2].high, s[3].high));
     }
+}
+
+void rows(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, float* v, int64_t begin,
+          const uint8_t* tile, int64_t n_tokens, float* acc) {
+    narrow(v, row_ptr[n_rows] - begin);
+    const auto* values = reinterpret_cast<const uint8_t*>(v);
+    (n_tokens <= 16 ? rows_of<true> : rows_of<false>)(row_ptr, n_rows, col, values, begin, tile, acc);
 }
 
 }  // namespace
