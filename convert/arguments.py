@@ -72,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--block-columns",
         type=int,
         metavar="N",
-        help="width of a column block (default 65536)",
+        help=f"width of a column block (default {schema.DEFAULT_BLOCK_COLUMNS})",
     )
     repair = parser.add_mutually_exclusive_group()
     repair.add_argument(

@@ -67,7 +67,7 @@ def _convert(args: argparse.Namespace, progress: Progress | None) -> ConversionR
         delta_type=args.delta_type,
         delta_mode=args.delta_mode or "sparse",
         expert_names=args.expert_names,
-        block_columns=schema.MAX_BLOCK_COLUMNS
+        block_columns=schema.DEFAULT_BLOCK_COLUMNS
         if args.block_columns is None
         else args.block_columns,
         adapter=args.adapter,

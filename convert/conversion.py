@@ -50,7 +50,7 @@ def convert(
     delta_type: str | None = None,
     delta_mode: str = "sparse",
     expert_names: Sequence[str] | None = None,
-    block_columns: int = schema.MAX_BLOCK_COLUMNS,
+    block_columns: int = schema.DEFAULT_BLOCK_COLUMNS,
     compensation: str | None = None,
     shared_type: str = schema.SHARED_TYPE,
     adapter: bool = False,

@@ -33,6 +33,7 @@ EXPERT_NAMES: Final = ("math", "logic", "code", "science", "planning", "abstract
 
 MAX_EXPERTS: Final = 256
 MAX_BLOCK_COLUMNS: Final = 65536
+DEFAULT_BLOCK_COLUMNS: Final = 8192  # so many f32 activations fit the first-level cache
 MAX_POSITIONS: Final = 2**31 - 1
 MAX_NAME_BYTES: Final = 63
 MIN_ALIGNMENT: Final = 32

@@ -21,6 +21,7 @@ class Test:
     n_prompt: int
     n_gen: int
     depth: int = 0
+    __test__ = False  # for pytest
 
     @property
     def name(self) -> str:
@@ -217,7 +218,7 @@ def decode_bytes(model: Sardine, test: Test) -> float:
                 part = e["expert_used_count"] / t.shape[-1] if mode == "sparse" else 0
             elif t.name.endswith(("_delta.row_ptr", "_delta.col")):
                 part = float(mode == "sparse" or has_shared)
-            elif t.name.endswith("ffn_gate_inp.weight"):
+            elif t.name.endswith(("_delta.scale", "ffn_delta.mean", "ffn_gate_inp.weight")):
                 part = float(mode != "off")
             total += t.nbytes * part
     value = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}[model.kv_type]

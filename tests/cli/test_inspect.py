@@ -137,7 +137,7 @@ def test_other_kinds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert adapter["kind"] == "adapter"
     assert adapter["base"] == {**model["base"], "parameters": 0, "types": {}}
     assert adapter["bytes"]["base"] == 0
-    changed = {"value_types": ["f16"], "block_columns": 65536}
+    changed = {"value_types": ["f16"], "block_columns": schema.DEFAULT_BLOCK_COLUMNS}
     assert adapter["experts"] == {**model["experts"], **changed}
     assert "experts alone" in run(capsys, folder / "adapter.gguf")[1]
     text = run(capsys, folder / "base.gguf")[1]

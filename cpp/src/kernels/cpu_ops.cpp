@@ -18,8 +18,10 @@ std::vector<const CpuOps*> runnable() {
     const bool avx2 =
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        if (__builtin_cpu_supports("avx512bf16")) out.push_back(&kCpuOpsAvx512Bf16);
         out.push_back(&kCpuOpsAvx512);
+    }
     if (avx2) out.push_back(&kCpuOpsAvx2);
 #endif
     out.push_back(&kCpuOpsPortable);
@@ -40,8 +42,9 @@ const CpuOps& cpu_ops() {
         if (!wanted || !*wanted) return *runnable().front();
         const CpuOps* ops = find_cpu_ops(wanted);
         if (!ops)
-            throw InvalidArgument("SARDINE_CPU is '" + std::string(wanted) +
-                                  "', expected portable, avx2 or avx512 as far as this processor has them");
+            throw InvalidArgument(
+                "SARDINE_CPU is '" + std::string(wanted) +
+                "', expected portable, avx2, avx512 or avx512bf16 as far as this processor has them");
         return *ops;
     }();
     return chosen;

@@ -4,6 +4,7 @@
 #include "kernels/attention_impl.h"
 #include "kernels/cpu_ops.h"
 #include "kernels/q8_block.h"
+#include "kernels/x86_gather.h"
 
 namespace sardine {
 namespace {
@@ -48,25 +49,71 @@ float sum8(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-void rows_dot(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const float* v, int64_t begin,
-              const float* x, float* y) {
-    for (int64_t r = 0; r < n_rows; ++r) {
-        int64_t p = row_ptr[r];
-        const int64_t end = row_ptr[r + 1];
-        __m256 sum = _mm256_setzero_ps();
-        for (; p + 8 <= end; p += 8) {
-            const __m256i c =
-                _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(col + p)));
-            sum = _mm256_fmadd_ps(_mm256_loadu_ps(v + (p - begin)), _mm256_i32gather_ps(x, c, 4), sum);
+__m256i first_lanes(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+// How far ahead lines are fetched, in blocks: the processor's own prefetch ends with each page.
+constexpr int64_t kAhead = 24;
+
+// out[i] = mixed[begin + i] for i in [0, n); begin is a multiple of 32.
+void mix_blocks(const uint16_t* col, const WeightedValues* parts, int64_t n_parts, int64_t begin, int64_t n,
+                float* out) {
+    for (int64_t i = 0; i < n; i += kQ8Block) {
+        __m256 sum[4];
+        for (auto& s : sum) s = _mm256_setzero_ps();
+        for (int64_t j = 0; j < n_parts; ++j) {
+            const auto* block = reinterpret_cast<const Q8Block*>(parts[j].data) + (begin + i) / kQ8Block;
+            _mm_prefetch(reinterpret_cast<const char*>(block + kAhead), _MM_HINT_T0);
+            const __m256 d = _mm256_set1_ps(parts[j].weight * _cvtsh_ss(block->d));
+            for (int h = 0; h < 4; ++h) {
+                const __m128i q = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block->q + 8 * h));
+                sum[h] = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)), sum[h]);
+            }
         }
-        float rest = 0.0f;
-        for (; p < end; ++p) rest += v[p - begin] * x[col[p]];
-        y[r] += sum8(sum) + rest;
+        _mm_prefetch(reinterpret_cast<const char*>(col + begin + i + kAhead * kQ8Block), _MM_HINT_T0);
+        for (int h = 0; h < 4; ++h) _mm256_storeu_ps(out + i + 8 * h, sum[h]);
     }
 }
 
-void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const float* v, int64_t begin,
-               const float* xt, float* acc) {
+void multiply(const uint16_t* col, int64_t lead, int64_t n, const float* x, float* out) {
+    int64_t i = lead;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_loadu_ps(out + i), gather8(x, col + i)));
+    for (; i < n; ++i) out[i] *= x[col[i]];
+}
+
+// The last 32 without a branch: rows' lengths are too irregular to be foreseen.
+float sum_of(const float* v, int64_t n) {
+    __m256 s[4];
+    for (auto& a : s) a = _mm256_setzero_ps();
+    for (; n > 32; n -= 32, v += 32)
+        for (int h = 0; h < 4; ++h) s[h] = _mm256_add_ps(s[h], _mm256_loadu_ps(v + 8 * h));
+    for (int h = 0; h < 4; ++h)
+        s[h] = _mm256_add_ps(s[h], _mm256_maskload_ps(v + 8 * h, first_lanes(n - 8 * h)));
+    return sum8(_mm256_add_ps(_mm256_add_ps(s[0], s[1]), _mm256_add_ps(s[2], s[3])));
+}
+
+void rows_dot(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const WeightedValues* parts,
+              int64_t n_parts, const float* x, float* y, float* scratch) {
+    const int64_t begin = row_ptr[0] / kQ8Block * kQ8Block;
+    const int64_t n = row_ptr[n_rows] - begin;
+    bool blocks = true;
+    for (int64_t j = 0; j < n_parts; ++j) blocks &= parts[j].type == ValueType::q8_0;
+    if (blocks)
+        mix_blocks(col, parts, n_parts, begin, n, scratch);
+    else
+        for (int64_t j = 0; j < n_parts; ++j)
+            add_values(parts[j].type, parts[j].data, begin, n, parts[j].weight, j > 0, scratch);
+    multiply(col + begin, row_ptr[0] - begin, n, x, scratch);
+    for (int64_t r = 0; r < n_rows; ++r)
+        y[r] += sum_of(scratch + (row_ptr[r] - begin), row_ptr[r + 1] - row_ptr[r]);
+}
+
+void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, float* v, int64_t begin,
+               const uint8_t* tile, int64_t n_tokens, float* acc) {
+    const auto* xt = reinterpret_cast<const float*>(tile);
     static_assert(kTokenTile == 32, "four vectors a position");
     for (int64_t r = 0; r < n_rows; ++r, acc += kTokenTile) {
         // Two positions at a time: eight independent sums hide the latency of the multiply-add.
@@ -99,18 +146,14 @@ struct Lanes {
     static Reg zero() { return _mm256_setzero_ps(); }
     static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
     static float sum(Reg a) { return sum8(a); }
-    static __m256i mask(int64_t n) {
-        return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
-                                  _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-    }
     static Reg load(const float* p, int64_t n) {
-        return n == kLanes ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, mask(n));
+        return n == kLanes ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, first_lanes(n));
     }
     static void store(float* p, int64_t n, Reg r) {
         if (n == kLanes)
             _mm256_storeu_ps(p, r);
         else
-            _mm256_maskstore_ps(p, mask(n), r);
+            _mm256_maskstore_ps(p, first_lanes(n), r);
     }
     static Reg load_kv(KvType type, const uint8_t* row, int64_t first, int64_t n) {
         if (type == KvType::f32) return load(reinterpret_cast<const float*>(row) + first, n);
@@ -128,12 +171,16 @@ struct Lanes {
     }
 };
 
+const TileOps kTile = {kTokenTile * sizeof(float), pack_tile_plain, rows_tile};
+
 }  // namespace
 
 const CpuOps kCpuOpsAvx2 = {"avx2",
                             add_values,
                             rows_dot,
-                            rows_tile,
+                            &kTile,
+                            &kTile,
+                            spread_tile_plain,
                             attention_scores_impl<Lanes>,
                             attention_exp_impl<Lanes>,
                             attention_weigh_impl<Lanes>};

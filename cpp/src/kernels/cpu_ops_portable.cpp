@@ -48,17 +48,25 @@ void add_values(ValueType type, const uint8_t* val, int64_t begin, int64_t n, fl
     }
 }
 
-void rows_dot(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const float* v, int64_t begin,
-              const float* x, float* y) {
+void rows_dot(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const WeightedValues* parts,
+              int64_t n_parts, const float* x, float* y, float* scratch) {
+    const int64_t begin = row_ptr[0] / kQ8Block * kQ8Block;
+    for (int64_t j = 0; j < n_parts; ++j)
+        add_values(parts[j].type, parts[j].data, begin, row_ptr[n_rows] - begin, parts[j].weight, j > 0,
+                   scratch);
     for (int64_t r = 0; r < n_rows; ++r) {
-        float sum = 0.0f;
-        for (int64_t p = row_ptr[r]; p < row_ptr[r + 1]; ++p) sum += v[p - begin] * x[col[p]];
-        y[r] += sum;
+        float sum[4] = {};  // one would wait for its own addition
+        int64_t p = row_ptr[r];
+        for (; p + 4 <= row_ptr[r + 1]; p += 4)
+            for (int64_t i = 0; i < 4; ++i) sum[i] += scratch[p + i - begin] * x[col[p + i]];
+        for (; p < row_ptr[r + 1]; ++p) sum[0] += scratch[p - begin] * x[col[p]];
+        y[r] += sum[0] + sum[1] + (sum[2] + sum[3]);
     }
 }
 
-void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const float* v, int64_t begin,
-               const float* xt, float* acc) {
+void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, float* v, int64_t begin,
+               const uint8_t* tile, int64_t n_tokens, float* acc) {
+    const auto* xt = reinterpret_cast<const float*>(tile);
     for (int64_t r = 0; r < n_rows; ++r, acc += kTokenTile) {
         for (int t = 0; t < kTokenTile; ++t) acc[t] = 0.0f;
         for (int64_t p = row_ptr[r]; p < row_ptr[r + 1]; ++p) {
@@ -117,12 +125,32 @@ struct Lanes {
     }
 };
 
+const TileOps kTile = {kTokenTile * sizeof(float), pack_tile_plain, rows_tile};
+
 }  // namespace
+
+// [width][kTokenTile] floats
+void pack_tile_plain(const float* const* rows, int64_t n_rows, int64_t width, uint8_t* tile) {
+    auto* out = reinterpret_cast<float*>(tile);
+    constexpr int64_t kStep = 64;
+    for (int64_t c0 = 0; c0 < width; c0 += kStep)
+        for (int64_t t = 0; t < kTokenTile; ++t)
+            for (int64_t c = c0; c < width && c < c0 + kStep; ++c)
+                out[c * kTokenTile + t] = t < n_rows ? rows[t][c] : 0.0f;
+}
+
+void spread_tile_plain(const float* acc, int64_t n_rows, int64_t n_tokens, const float* weight,
+                       float* const* y) {
+    for (int64_t t = 0; t < n_tokens; ++t)
+        for (int64_t i = 0; i < n_rows; ++i) y[t][i] += weight[t] * acc[i * kTokenTile + t];
+}
 
 const CpuOps kCpuOpsPortable = {"portable",
                                 add_values,
                                 rows_dot,
-                                rows_tile,
+                                &kTile,
+                                &kTile,
+                                spread_tile_plain,
                                 attention_scores_impl<Lanes>,
                                 attention_exp_impl<Lanes>,
                                 attention_weigh_impl<Lanes>};

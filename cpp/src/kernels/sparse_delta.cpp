@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kGroupPositions = 2048;  // values of a row group stay in the first-level cache
 constexpr int64_t kGroupRows = 64;
+constexpr int64_t kMaxExperts = 256;
 // Below this many tokens each goes through the single-token path: tiles would be mostly padding.
 constexpr int64_t kMinTileTokens = 5;
 
@@ -61,36 +62,21 @@ void add_values(const CpuOps& ops, const DeltaValues& v, int64_t begin, int64_t 
 void add_one_token(const SparseDeltaArgs& a, const CpuOps& ops, Range rows, int64_t token,
                    SparseScratch& scratch) {
     const DeltaMatrix& m = *a.delta;
-    const bool shared = m.shared.data != nullptr;
     float* y = a.y + token * a.y_stride;
-    float* values = scratch.values();
+    WeightedValues parts[kMaxExperts + 1];
+    int64_t n_parts = 0;
+    auto part = [&](const DeltaValues& v, float weight) {
+        parts[n_parts++] = {v.type, v.data, weight * v.scale};
+    };
+    if (m.shared.data) part(m.shared, 1.0f);
+    for (int64_t j = 0; j < a.routes.k; ++j)
+        part(m.expert(a.routes.expert(token, j)), a.routes.weight(token, j));
     for (int64_t b = 0; b < m.n_blocks; ++b) {
         const int32_t* row_ptr = m.block_rows(b);
         const float* x = a.x + token * a.x_stride + b * m.block_columns;
-        for_row_groups(row_ptr, rows, [&](int64_t r, int64_t n_rows, int64_t begin, int64_t n) {
-            if (shared) add_values(ops, m.shared, begin, n, 1.0f, false, values);
-            for (int64_t j = 0; j < a.routes.k; ++j)
-                add_values(ops, m.expert(a.routes.expert(token, j)), begin, n, a.routes.weight(token, j),
-                           shared || j > 0, values);
-            ops.rows_dot(row_ptr + r, n_rows, m.col, values, begin, x, y + r);
+        for_row_groups(row_ptr, rows, [&](int64_t r, int64_t n_rows, int64_t, int64_t) {
+            ops.rows_dot(row_ptr + r, n_rows, m.col, parts, n_parts, x, y + r, scratch.values());
         });
-    }
-}
-
-// Transposes the x of up to kTokenTile slots into [width][kTokenTile], the rest zero.
-void pack_tile(const SparseDeltaArgs& a, const Slot* slots, int64_t n_slots, int64_t first_col, int64_t width,
-               float* tile) {
-    constexpr int64_t kStep = 64;
-    for (int64_t c0 = 0; c0 < width; c0 += kStep) {
-        const int64_t c1 = std::min(width, c0 + kStep);
-        for (int64_t t = 0; t < kTokenTile; ++t) {
-            if (t >= n_slots) {
-                for (int64_t c = c0; c < c1; ++c) tile[c * kTokenTile + t] = 0.0f;
-                continue;
-            }
-            const float* x = a.x + slots[t].token * a.x_stride + first_col;
-            for (int64_t c = c0; c < c1; ++c) tile[c * kTokenTile + t] = x[c];
-        }
     }
 }
 
@@ -120,18 +106,30 @@ void add_tile(const SparseDeltaArgs& a, const CpuOps& ops, Range rows, int64_t b
               const Slot* slots, int64_t n_slots, SparseScratch& scratch) {
     const DeltaMatrix& m = *a.delta;
     const bool shared = m.shared.data != nullptr;
+    const bool coarse =
+        (a.routes.k == 0 || m.type == ValueType::q8_0) && (!shared || m.shared.type == ValueType::q8_0);
+    const TileOps& tile = coarse ? *ops.coarse_tile : *ops.tile;
     const int32_t* row_ptr = m.block_rows(block);
     const int64_t first_col = block * m.block_columns;
-    pack_tile(a, slots, n_slots, first_col, std::min(m.block_columns, m.n_cols - first_col), scratch.tile());
-    float* sums = scratch.sums();
+    const float* x[kTokenTile];
+    float* y[kTokenTile];
+    float weight[kTokenTile];
+    for (int64_t t = 0; t < n_slots; ++t) {
+        x[t] = a.x + slots[t].token * a.x_stride + first_col;
+        weight[t] = slots[t].weight;
+    }
+    tile.pack(x, n_slots, std::min(m.block_columns, m.n_cols - first_col), scratch.tile());
     for_row_groups(row_ptr, rows, [&](int64_t r, int64_t n_rows, int64_t begin, int64_t n) {
+        // Tokens' rows lie too far apart for the processor to foresee them.
+        for (int64_t t = 0; t < n_slots; ++t) {
+            y[t] = a.y + slots[t].token * a.y_stride + r;
+            for (int64_t c = 0; c < n_rows; c += 16) __builtin_prefetch(y[t] + c, 1);
+        }
         if (shared) add_values(ops, m.shared, begin, n, 1.0f, false, scratch.values());
         if (a.routes.k > 0) add_values(ops, m.expert(expert), begin, n, 1.0f, shared, scratch.values());
-        ops.rows_tile(row_ptr + r, n_rows, m.col, scratch.values(), begin, scratch.tile(), sums);
-        for (int64_t t = 0; t < n_slots; ++t) {
-            float* y = a.y + slots[t].token * a.y_stride + r;
-            for (int64_t i = 0; i < n_rows; ++i) y[i] += slots[t].weight * sums[i * kTokenTile + t];
-        }
+        tile.rows(row_ptr + r, n_rows, m.col, scratch.values(), begin, scratch.tile(), n_slots,
+                  scratch.sums());
+        ops.spread_tile(scratch.sums(), n_rows, n_slots, weight, y);
     });
 }
 
@@ -148,14 +146,15 @@ void SparseScratch::reserve(const DeltaMatrix& m, int64_t n_tokens, int64_t k) {
     grow(values_, std::max(kGroupPositions, longest) + 2 * kQ8Block);
     grow(sums_, kGroupRows * kTokenTile);
     if (n_tokens >= kMinTileTokens) {
-        grow(tile_, std::min(m.block_columns, m.n_cols) * kTokenTile);
+        tile_.grow(std::min(m.block_columns, m.n_cols) * kTokenTile * sizeof(float));
         grow(slots_, n_tokens * std::max<int64_t>(k, 1));
     }
 }
 
 size_t SparseScratch::bound(int64_t n_cols, int64_t n_tokens, int64_t k) {
     const int64_t floats = std::max(kGroupPositions, n_cols) + 2 * kQ8Block + kGroupRows * kTokenTile;
-    return sizeof(float) * (floats + n_cols * kTokenTile) + sizeof(Slot) * n_tokens * std::max<int64_t>(k, 1);
+    return sizeof(float) * floats + HugeBuffer::rounded(sizeof(float) * n_cols * kTokenTile) +
+           sizeof(Slot) * n_tokens * std::max<int64_t>(k, 1);
 }
 
 void sparse_delta_add(const SparseDeltaArgs& a, const CpuOps& ops, int ith, int nth, SparseScratch& scratch) {

@@ -7,6 +7,7 @@
 
 #include "delta_pack.h"
 #include "kernels/cpu_ops.h"
+#include "kernels/huge_buffer.h"
 #include "routing.h"
 
 namespace sardine {
@@ -33,7 +34,7 @@ class SparseScratch {
     static size_t bound(int64_t n_cols, int64_t n_tokens, int64_t k);
 
     float* values() { return values_.data(); }
-    float* tile() { return tile_.data(); }
+    uint8_t* tile() { return tile_.data(); }
     float* sums() { return sums_.data(); }
     struct Slot {
         int32_t token;
@@ -41,12 +42,12 @@ class SparseScratch {
     };
     Slot* slots() { return slots_.data(); }
     size_t bytes() const {
-        return sizeof(float) * (values_.size() + tile_.size() + sums_.size()) + sizeof(Slot) * slots_.size();
+        return sizeof(float) * (values_.size() + sums_.size()) + tile_.size() + sizeof(Slot) * slots_.size();
     }
 
  private:
     std::vector<float> values_;  // one row group's values
-    std::vector<float> tile_;    // [block width][kTokenTile] activations
+    HugeBuffer tile_;            // activations of a tile of tokens, as its TileOps lay them out
     std::vector<float> sums_;    // [rows of a group][kTokenTile]
     std::vector<Slot> slots_;    // the tokens of each expert, one expert after the other
 };
