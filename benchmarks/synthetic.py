@@ -54,8 +54,8 @@ def tensors(
     yield "lm_head.weight", (vocab, hidden)
 
 
-def base_folder(folder: Path, layers: int, **widths: int) -> Path:
-    """A model folder in BF16 with one safetensors file, and a tokenizer of full size."""
+def config_folder(folder: Path, layers: int, **widths: int) -> Path:
+    """config.json and a tokenizer of full size, without weights."""
     folder.mkdir(parents=True)
     w = widths
     config = {
@@ -74,6 +74,14 @@ def base_folder(folder: Path, layers: int, **widths: int) -> Path:
         "rope_parameters": {**YARN, "original_max_position_embeddings": 16384},
     }
     (folder / "config.json").write_text(json.dumps(config))
+    tiny_tokenizer(folder, len(SPECIAL) + 256)
+    _grow_tokenizer(folder / "tokenizer.json", w["vocab"])
+    return folder
+
+
+def base_folder(folder: Path, layers: int, **widths: int) -> Path:
+    """A model folder in BF16 with one safetensors file, and a tokenizer of full size."""
+    config_folder(folder, layers, **widths)
     header: dict[str, object] = {}
     end = 0
     for name, shape in tensors(layers, **widths):
@@ -87,8 +95,6 @@ def base_folder(folder: Path, layers: int, **widths: int) -> Path:
         file.write(len(text).to_bytes(8, "little") + text)
         for first in range(0, end, len(block)):
             file.write(block[: end - first])
-    tiny_tokenizer(folder, len(SPECIAL) + 256)
-    _grow_tokenizer(folder / "tokenizer.json", w["vocab"])
     return folder
 
 

@@ -35,6 +35,7 @@ _COMPANIONS = (
     "model.safetensors.index.json",
     "consolidated.safetensors.index.json",
 )
+_CONFIGS = ("config.json", "params.json")
 
 
 def is_native(folder: Path) -> bool:
@@ -63,6 +64,8 @@ def read_folder(folder: Path, quant: Quantization, n_threads: int) -> Base:
     """
     warnings: list[str] = []
     native = is_native(folder)
+    if not native and not (folder / "config.json").exists():
+        raise _no_model(folder)
     config = read_params(folder, warnings) if native else read_config(folder)
     tensors, skipped = text_tensors(config, open_folder(folder, config.naming.stem), folder)
     n_parameters = sum(math.prod(t.stored.shape) for t in tensors)
@@ -128,3 +131,11 @@ def _left_alone(stored: StoredTensor) -> schema.GgmlType:
     """The type that holds a tensor's stored values, F64 apart."""
     name = stored.dtype.name if stored.dtype is not None else ""
     return schema.WEIGHT_TYPES[name if name in ("f16", "bf16") else "f32"]
+
+
+def _no_model(folder: Path) -> FileNotFoundError:
+    """params.json alone does not count where there is model.safetensors."""
+    names = [name for name in _CONFIGS if not (folder / name).exists()]
+    inside = [f.parent for name in names for f in sorted(folder.glob(f"*/{name}"))]
+    hint = f"; did you mean {inside[0]}?" if inside else ""
+    return FileNotFoundError(f"{folder}: no {' or '.join(names)}, expected a model folder{hint}")

@@ -230,8 +230,13 @@ def _layer(index: int, entries: dict[Any, Any], file: str) -> SrdeLayer:
                 raise bad(key, f"type {value.dtype.name}, expected integers")
         elif not value.dtype.is_float:
             raise bad(key, f"type {value.dtype.name}, expected f32, f16, bf16 or f64")
-    for key, original in copies.items():
-        if key in tensors and not tensors[key].same_values(tensors[original]):
+    apart = {
+        key: (original, tensors[key])
+        for key, original in copies.items()
+        if key in tensors and not tensors[key].same_place(tensors[original])
+    }
+    for key, (original, copy) in apart.items():
+        if copy.shape != tensors[original].shape:
             raise bad(key, f"differs from {original}, expected the same values")
     return SrdeLayer(
         index,
@@ -243,4 +248,5 @@ def _layer(index: int, entries: dict[Any, Any], file: str) -> SrdeLayer:
         tensors.get(INDICES),
         tensors.get(LOGITS),
         {m: tensors[key] for m, key in base.items() if key in tensors},
+        apart,
     )

@@ -27,7 +27,7 @@ def folder_quantization(
     """How a folder is quantized; None for a GGUF base."""
     base.stat()
     if base.is_dir():
-        return quantization((outtype or "q4_k_m").lower(), **options)
+        return quantization((outtype or schema.DEFAULT_OUT_TYPE).lower(), **options)
     refuse_base_options(
         outtype,
         options,

@@ -97,8 +97,7 @@ def compare_base_ffn(checkpoint: Checkpoint, base: Base, warnings: list[str]) ->
         for matrix, tensor in layer.base_ffn.items():
             n_rows, n_cols = tensor.shape
             where = np.linspace(0, n_rows * n_cols - 1, _SAMPLES).astype(np.int64)
-            raw = tensor.raw(verify=False)[where // n_cols, where % n_cols]
-            mine = to_float32(raw, tensor.dtype)
+            mine = to_float32(tensor.at(where // n_cols, where % n_cols), tensor.dtype)
             theirs = base.sample(layer.index, matrix, where.tolist())
             # bf16 and f16 copies of the same weights differ by their rounding.
             if not np.allclose(mine, theirs, rtol=2**-7, atol=1e-6, equal_nan=True):

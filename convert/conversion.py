@@ -34,7 +34,7 @@ from .options import OptionError, Quantization, QuantOptions
 from .order import file_order
 from .report import ConversionReport
 from .srde_layer import check_shapes
-from .values import check_finite
+from .values import check_values
 from .verify import verify_file
 from .writer import Progress, Reading, write_file
 
@@ -156,7 +156,7 @@ def convert(
         # A checkpoint that cannot be used fails before the long part.
         for layer in checkpoint.layers:
             reading.values(layer)
-            check_finite(layer)
+            check_values(layer)
         write_file(out_path, metadata, ordered, model.alignment, force, progress, check)
     return report
 

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import DType, F32Array, to_float32, to_float64
+
+_LOOKED_AT = 1 << 18  # values at a time, which stay in the cache
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """What is among some numbers, read as float32."""
+
+    nan: bool = False
+    inf: bool = False
+
+    def __or__(self, other: Extremes) -> Extremes:
+        return Extremes(self.nan or other.nan, self.inf or other.inf)
+
+
+def extremes(raw: NDArray[Any], dtype: DType) -> Extremes:
+    """What is among stored float elements [n]."""
+    found = Extremes()
+    for i in range(0, raw.size, _LOOKED_AT):
+        values = to_float32(raw[i : i + _LOOKED_AT], dtype)
+        if not np.isfinite(values).all():
+            found |= Extremes(bool(np.isnan(values).any()), bool(np.isinf(values).any()))
+    return found
 
 
 class FileTensor(ABC):
@@ -25,40 +50,58 @@ class FileTensor(ABC):
         """Its dimensions."""
 
     @abstractmethod
-    def raw(self, verify: bool = True) -> NDArray[Any]:
-        """The elements as stored (bf16 as uint16), mapped read-only, not loaded.
+    def pieces(self) -> Iterator[NDArray[Any]]:
+        """All elements as stored (bf16 as uint16) in row-major order, some at a time.
 
-        Args:
-            verify: check the stored checksum first, where the format has one.
+        A piece is valid until the next one. At the end the checksum, where the format has one, has
+        been verified: on the way, unless it was before.
 
         Raises:
             FormatError: the checksum is wrong.
+            OSError: the file cannot be read.
+        """
+
+    @abstractmethod
+    def block(self, start: int, stop: int) -> NDArray[Any]:
+        """Elements [..., start:stop] as stored; the checksum is not looked at.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+
+    @abstractmethod
+    def at(self, row: NDArray[np.int64], column: NDArray[np.int64]) -> NDArray[Any]:
+        """A few elements of a matrix as stored; the checksum is not looked at."""
+
+    @abstractmethod
+    def verify(self) -> None:
+        """Verifies the checksum, where the format has one and it was not verified before.
+
+        Raises:
+            FormatError: it is wrong.
         """
 
     @abstractmethod
     def same_place(self, other: FileTensor) -> bool:
         """True if both are the same elements of the same file."""
 
+    def extremes(self) -> Extremes:
+        """What is among a float tensor's elements; reads and verifies as pieces() does."""
+        found = Extremes()
+        for piece in self.pieces():
+            found |= extremes(piece, self.dtype)
+        return found
+
+    def array(self) -> NDArray[Any]:
+        """All elements of a small tensor as stored; reads and verifies as pieces() does."""
+        held = [piece.copy() for piece in self.pieces()]
+        flat = np.concatenate(held) if held else np.empty(0, self.dtype.numpy)
+        return flat.reshape(self.shape)
+
     def float32(self) -> F32Array:
-        """A float tensor's elements as float32."""
-        return to_float32(self.raw(), self.dtype)
+        """A small float tensor's elements as float32."""
+        return to_float32(self.array(), self.dtype)
 
     def float64(self) -> NDArray[np.float64]:
-        """A float tensor's elements as float64, exactly."""
-        return to_float64(self.raw(), self.dtype)
-
-    def same_values(self, other: FileTensor) -> bool:
-        """True if both are float tensors of the same shape and values; a NaN equals nothing."""
-        if self.same_place(other):
-            return True
-        if self.shape != other.shape:
-            return False
-        mine, theirs = self.raw().reshape(-1), other.raw().reshape(-1)
-        step = 1 << 20
-        return all(
-            np.array_equal(
-                to_float64(mine[i : i + step], self.dtype),
-                to_float64(theirs[i : i + step], other.dtype),
-            )
-            for i in range(0, mine.size, step)
-        )
+        """A small float tensor's elements as float64, exactly."""
+        return to_float64(self.array(), self.dtype)

@@ -9,7 +9,10 @@ from typing import Any
 
 from sardine_gguf.errors import FormatError
 
-MAX_JSON_BYTES = 256 << 20
+MAX_JSON_BYTES = 64 << 20
+# What the values of a text may take in memory: so much, and so much more for each of its bytes. The
+# published tokenizers take half of it; "[],[],..." would take 30 times its length.
+_VALUES_BYTES, _VALUES_FACTOR = 64 << 20, 6
 
 
 def regular_size(path: Path) -> int:
@@ -39,11 +42,21 @@ def _kind(mode: int) -> str:
 
 
 def parse_json(data: bytes, what: str, file: str) -> Any:
-    """Parses UTF-8 JSON; duplicate keys, NaN and too deep nesting are refused.
+    """Parses UTF-8 JSON; duplicate keys, NaN, too deep nesting and too many values are refused.
 
     Raises:
         FormatError: anything that is not such JSON; what names the part of the file.
     """
+    # About what CPython needs for lists and dicts, for items, and for keys with their values.
+    counts = ((b"[", 64), (b"{", 64), (b",", 32), (b":", 128))
+    needed = sum(data.count(mark) * size for mark, size in counts)
+    if needed > _VALUES_BYTES + _VALUES_FACTOR * len(data):
+        raise FormatError(
+            f"{file}: {what} holds too many values: about {needed >> 20} MiB of them in "
+            f"{len(data)} bytes",
+            file=file,
+            field=what,
+        )
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)

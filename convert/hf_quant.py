@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sardine_gguf.errors import FormatError
 
+from . import native
 from .arrays import F32Array, to_float32
 from .safetensors_file import StoredTensor
 
@@ -154,7 +156,7 @@ class WeightSource:
                 f"the scale has the shape {list(scale.shape)}, expected "
                 + " or ".join(str(list(s)) for s in expected)
             )
-        values = np.asarray(to_float32(np.asarray(scale.raw()), scale.dtype))
+        values = np.asarray(to_float32(scale.array(), scale.dtype))
         if not np.isfinite(values).all() or not (values > 0).all():
             raise self._bad(f"the scale {scale.name!r} holds a value that is not positive")
 
@@ -164,53 +166,57 @@ class WeightSource:
             return ((-(-n_rows // self.block[0]), -(-n_cols // self.block[1])),)
         return ((), (1,), (1, 1), (n_rows,), (n_rows, 1))
 
-    def chunks(self, step: int) -> Iterator[tuple[NDArray[Any], str]]:
+    def chunks(self, step: int, n_threads: int) -> Iterator[tuple[NDArray[Any], str]]:
         """All rows [n, cols], step at a time, with the name of their type: as stored, or f32 of fp8.
 
         A vector counts as one row. A chunk is valid until the next one.
         """
-        assert self.stored.dtype is not None
-        scale, first = self._scales() if self.scale is not None else None, 0
-        for rows in self.stored.rows(step):
-            if scale is None:
-                yield rows, self.stored.dtype.name
-            else:
-                yield self._scaled(to_float32(rows, self.stored.dtype), scale, first), "f32"
-            first += len(rows)
-
-    def _scaled(self, values: F32Array, scale: F32Array, first: int) -> F32Array:
-        """Rows from number `first` on, times their scales; in place."""
-        numbers = np.arange(first, first + len(values))
-        if self.block is None:
-            values *= scale if scale.shape[0] == 1 else scale[numbers]
-            return values
+        dtype = self.stored.known_type()
+        if self.scale is None:
+            for rows in self.stored.rows(step):
+                yield rows, dtype.name
+            return
+        scale, first = self._scales(), 0
+        n_rows, n_cols = self.stored.shape
         # Blocks run down the rows and along the columns; the last ones may be cut off.
-        numbers //= self.block[0]
-        for i in range(scale.shape[1]):
-            part = slice(i * self.block[1], (i + 1) * self.block[1])
-            values[:, part] *= scale[numbers, i : i + 1]
-        return values
+        block = self.block or (1 if len(scale) > 1 else max(1, n_rows), max(1, n_cols))
+        buffer = np.empty((min(step, n_rows), n_cols), np.float32)
+        for rows in self.stored.rows(step):
+            values = buffer[: len(rows)]
+            native.decode_fp8(
+                rows,
+                dtype.name,
+                scale,
+                values,
+                block_rows=block[0],
+                block_cols=block[1],
+                first_row=first,
+                n_threads=n_threads,
+            )
+            yield values, "f32"
+            first += len(rows)
 
     def at(self, where: NDArray[np.int64]) -> F32Array:
         """Single elements by their flat numbers in a matrix, as float32."""
-        n_cols = self.stored.shape[1]
-        row, col = where // n_cols, where % n_cols
+        row, col = np.divmod(where, self.stored.shape[1])
         assert self.stored.dtype is not None
-        values = to_float32(np.asarray(self.stored.raw()[row, col]), self.stored.dtype)
+        values = to_float32(self.stored.elements(where), self.stored.dtype)
         if self.scale is None:
             return values
-        scale = self._scales()
+        assert self.scale.dtype is not None
+        n_scales = math.prod(self.scale.shape)
         if self.block is not None:
-            values *= scale[row // self.block[0], col // self.block[1]]
+            number = row // self.block[0] * self.scale.shape[1] + col // self.block[1]
         else:
-            values *= scale[row if scale.shape[0] > 1 else 0, 0]
+            number = row if n_scales > 1 else np.zeros_like(row)
+        values *= to_float32(self.scale.elements(number), self.scale.dtype)
         return values
 
     def _scales(self) -> F32Array:
         """[block rows, block columns], or [rows or 1, 1] without a block."""
         assert self.scale is not None
         assert self.scale.dtype is not None
-        values = to_float32(np.asarray(self.scale.raw()), self.scale.dtype)
+        values = to_float32(self.scale.array(), self.scale.dtype)
         return values if self.block is not None else values.reshape(-1, 1)
 
     def _bad(self, message: str) -> FormatError:

@@ -138,9 +138,10 @@ def _is_tied(config: HfConfig, found: dict[str, StoredTensor], folder: Path) -> 
         return False
     if head is None or embedding is None or head.shape != embedding.shape:
         return head is None
-    a, b = head.raw().view("u1"), embedding.raw().view("u1")
+    step = max(1, CHUNK_BYTES // (8 * max(1, head.shape[-1])))
+    pairs = zip(head.rows(step), embedding.rows(step), strict=True)
     if head.type_name == embedding.type_name and all(
-        np.array_equal(a[i : i + 4096], b[i : i + 4096]) for i in range(0, len(a), 4096)
+        np.array_equal(a.view("u1"), b.view("u1")) for a, b in pairs
     ):
         return True
     raise _bad(
@@ -195,7 +196,7 @@ class BaseTensorPart:
         chunk = CHUNK_BYTES * min(self.n_threads, 16)
         step = max(1, chunk // (4 * n_cols * unit)) * unit
         first = 0
-        for rows, kind in source.chunks(step):
+        for rows, kind in source.chunks(step, self.n_threads):
             if self.repair is None:
                 data = self._encode(rows, kind, head_rows)
             else:

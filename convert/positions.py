@@ -11,7 +11,6 @@ from .arrays import F32Array, to_float32
 from .srde_layer import SrdeLayer
 
 Positions = NDArray[np.int64]
-CHUNK = 1 << 22  # mask logits at a time
 
 
 def read_positions(layer: SrdeLayer, hidden: int, inner: int) -> Positions:
@@ -28,7 +27,10 @@ def read_positions(layer: SrdeLayer, hidden: int, inner: int) -> Positions:
     if layer.mask_logits is not None:
         return _largest(layer, layer.n)
     assert layer.indices is not None
-    positions = layer.indices.raw().astype(np.int64)
+    positions, end = np.empty(layer.indices.shape, np.int64), 0
+    for piece in layer.indices.pieces():
+        positions[end : end + piece.size] = piece
+        end += piece.size
     if positions.size:
         low, high = int(positions.min()), int(positions.max())
         if low < 0 or high >= total:
@@ -50,10 +52,8 @@ def _largest(layer: SrdeLayer, n: int) -> Positions:
     assert logits is not None
 
     def chunks() -> Iterator[F32Array]:
-        for start in range(0, logits.shape[0], CHUNK):
-            # Mapped anew, so that the pages of one chunk only are resident.
-            raw = logits.raw(verify=start == 0)[start : start + CHUNK]
-            values = to_float32(np.asarray(raw), logits.dtype)
+        for piece in logits.pieces():
+            values = to_float32(piece, logits.dtype)
             if np.isnan(values).any():
                 raise layer.bad("mask_selector.mask_logits", "holds NaN")
             yield values

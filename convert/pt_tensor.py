@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import DType
-from .file_tensor import FileTensor
+from .file_tensor import Extremes, FileTensor, extremes
 from .pt_zip import PtZip
+from .reading import PIECE_BYTES, read_columns, read_elements
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,26 @@ class Storage:
     def member(self) -> str:
         """Its name in the archive."""
         return f"data/{self.key}"
+
+    @property
+    def place(self) -> int:
+        """The byte of the file where it begins."""
+        return self.archive.members[self.member].offset
+
+    def pieces(self) -> Iterator[NDArray[Any]]:
+        """See PtZip.pieces."""
+        for piece in self.archive.pieces(self.member):
+            yield np.frombuffer(piece, self.dtype.numpy)
+
+    def extremes(self) -> Extremes:
+        """What is among its elements, read as floats; found out once, with the checksum."""
+        known, key = self.archive.extremes, (self.member, self.dtype.name)
+        if key not in known:
+            found = Extremes()
+            for piece in self.pieces():
+                found |= extremes(piece, self.dtype)
+            known[key] = found
+        return known[key]
 
 
 @dataclass(frozen=True)
@@ -47,26 +69,67 @@ class PtTensor(FileTensor):
         """The stored element type."""
         return self.storage.dtype
 
-    def raw(self, verify: bool = True) -> NDArray[Any]:
-        """The elements as stored (bf16 as uint16), mapped read-only, not loaded.
+    @property
+    def _whole(self) -> bool:
+        """True if it is all of its storage in row-major order."""
+        step = 1
+        for n, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            if n > 1 and stride != step:
+                return False
+            step *= n
+        return step == self.storage.count
 
-        Args:
-            verify: check the storage's checksum first, which reads all of it.
+    def pieces(self) -> Iterator[NDArray[Any]]:
+        """See FileTensor. The checksum of a part of a storage takes a pass over all of it."""
+        if self._whole:
+            yield from self.storage.pieces()
+            return
+        self.verify()
+        n_cols = self.shape[-1] if self.shape else 1
+        step = max(1, PIECE_BYTES // self.dtype.size)
+        for row in np.ndindex(self.shape[:-1]):
+            shift = sum(i * s for i, s in zip(row, self.stride, strict=False))
+            part = replace(
+                self,
+                offset=self.offset + shift,
+                size=self.size[-1:] or (1,),
+                stride=self.stride[-1:] or (1,),
+            )
+            for start in range(0, n_cols, step):
+                yield part.block(start, min(n_cols, start + step))
 
-        Raises:
-            FormatError: the checksum is wrong.
-        """
+    def block(self, start: int, stop: int) -> NDArray[Any]:
+        """See FileTensor."""
         if 0 in self.shape:
-            return np.empty(self.shape, self.dtype.numpy)
-        storage = self.storage
-        if verify:
-            storage.archive.check(storage.member)
-        place = storage.archive.members[storage.member].offset
-        flat = np.memmap(storage.archive.path, self.dtype.numpy, "r", place, (storage.count,))
-        size = self.dtype.size
-        return np.lib.stride_tricks.as_strided(
+            return np.empty((*self.shape[:-1], stop - start), self.dtype.numpy)
+        storage, kind, size = self.storage, self.dtype.numpy, self.dtype.size
+        if len(self.shape) <= 2 and (self.stride[-1] == 1 or self.shape[-1] == 1):
+            place = storage.place + self.offset * size
+            return read_columns(
+                storage.archive.path, kind, place, self.shape, self.stride[0], start, stop
+            )
+        # Laid out as torch.save writes only what was transposed or sliced with steps.
+        flat = np.memmap(storage.archive.path, kind, "r", storage.place, (storage.count,))
+        view = np.lib.stride_tricks.as_strided(
             flat[self.offset :], self.shape, [s * size for s in self.stride], writeable=False
         )
+        return np.array(view[..., start:stop])
+
+    def at(self, row: NDArray[np.int64], column: NDArray[np.int64]) -> NDArray[Any]:
+        """See FileTensor."""
+        where = self.offset + row * self.stride[0] + column * self.stride[1]
+        storage = self.storage
+        return read_elements(storage.archive.path, self.dtype.numpy, storage.place, where)
+
+    def verify(self) -> None:
+        """See FileTensor."""
+        if 0 not in self.shape:
+            self.storage.archive.check(self.storage.member)
+
+    def extremes(self) -> Extremes:
+        """See FileTensor; of a clean storage all parts are known to be clean after one pass."""
+        found = Extremes() if 0 in self.shape else self.storage.extremes()
+        return super().extremes() if found != Extremes() and not self._whole else found
 
     def same_place(self, other: FileTensor) -> bool:
         """True if both are the same elements of the same storage."""

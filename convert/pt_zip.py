@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from sardine_gguf.errors import FormatError
 
+from .file_tensor import Extremes
 from .files import regular_size
+from .reading import PIECE_BYTES, read_exactly
 
-MAX_MEMBERS = 1_000_000
+MAX_MEMBERS = 100_000
 _LOCAL = struct.Struct("<4s5H3L2H")
 _LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 _RESAVE = (
@@ -44,6 +46,8 @@ class PtZip:
         self.path = path
         self._size = regular_size(path)
         self._checked: set[str] = set()
+        # What is known of members, read as floats of a type; see pt_tensor.Storage.
+        self.extremes: dict[tuple[str, str], Extremes] = {}
         self._refuse_other_kinds()
         try:
             with zipfile.ZipFile(path) as archive:
@@ -90,16 +94,27 @@ class PtZip:
         """Verifies a member's checksum, once."""
         if name in self._checked:
             return
-        member, crc = self.members[name], 0
+        for _ in self.pieces(name):
+            pass
+
+    def pieces(self, name: str) -> Iterator[memoryview]:
+        """A member's bytes, PIECE_BYTES at a time; each piece is valid until the next one.
+
+        The checksum is computed on the way, unless it was before.
+
+        Raises:
+            FormatError: at the end, if the checksum is wrong.
+        """
+        member, crc, checked = self.members[name], 0, name in self._checked
+        buffer = memoryview(bytearray(min(PIECE_BYTES, member.size)))
         with self.path.open("rb", buffering=0) as file:
-            at, end = member.offset, member.offset + member.size
-            while at < end:
-                piece = os.pread(file.fileno(), min(8 << 20, end - at), at)
-                if not piece:
-                    raise self.bad(f"ends within the member {name}", name)
-                crc = zlib.crc32(piece, crc)
-                at += len(piece)
-        if crc != member.crc:
+            for at in range(0, member.size, PIECE_BYTES):
+                piece = buffer[: member.size - at]
+                read_exactly(file, piece, member.offset + at, f"the member {name}")
+                if not checked:
+                    crc = zlib.crc32(piece, crc)
+                yield piece
+        if not checked and crc != member.crc:
             raise self.bad(f"the member {name} does not match its checksum", name)
         self._checked.add(name)
 

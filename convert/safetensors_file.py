@@ -15,8 +15,10 @@ from sardine_gguf.errors import FormatError
 from .arrays import DTYPES, DType
 from .files import parse_json, read_json, regular_size
 from .gguf_file import as_bytes
+from .reading import read_columns, read_elements, read_exactly
 
 MAX_HEADER_BYTES = 100_000_000
+MAX_TENSORS = 100_000
 
 _NAMES = {
     "F64": "f64",
@@ -56,8 +58,12 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
 
-    def raw(self) -> NDArray[Any]:
-        """The stored elements (bf16 as uint16), mapped read-only, not loaded."""
+    def known_type(self) -> DType:
+        """The element type.
+
+        Raises:
+            FormatError: nothing here reads it.
+        """
         if self.dtype is None:
             raise FormatError(
                 f"{self.file}: tensor {self.name!r} has type {self.type_name}, "
@@ -65,22 +71,37 @@ class StoredTensor:
                 file=str(self.file),
                 field=self.name,
             )
-        if 0 in self.shape:
-            return np.empty(self.shape, self.dtype.numpy)
-        return np.memmap(self.file, self.dtype.numpy, "r", self.offset, self.shape)
+        return self.dtype
+
+    def array(self) -> NDArray[Any]:
+        """All elements of a small tensor as stored (bf16 as uint16)."""
+        out = np.empty(self.shape, self.known_type().numpy)
+        if out.size:
+            with self.file.open("rb", buffering=0) as file:
+                read_exactly(file, as_bytes(out), self.offset, repr(self.name))
+        return out
+
+    def columns(self, start: int, stop: int) -> NDArray[Any]:
+        """Elements [..., start:stop] as stored."""
+        kind, width = self.known_type().numpy, self.shape[-1]
+        return read_columns(self.file, kind, self.offset, self.shape, width, start, stop)
+
+    def elements(self, where: NDArray[np.int64]) -> NDArray[Any]:
+        """A few elements as stored, by their flat numbers."""
+        return read_elements(self.file, self.known_type().numpy, self.offset, where)
 
     def rows(self, step: int) -> Iterator[NDArray[Any]]:
-        """The stored elements of a tensor that raw() can read, step rows [n, cols] at a time.
+        """The stored elements, step rows [n, cols] at a time; a vector counts as one row.
 
         They are read and not mapped, so that what was used does not stay resident. A chunk is
         valid until the next one.
 
         Raises:
+            FormatError: a type that is not read.
             OSError: the file cannot be read, or is shorter than its header said.
         """
-        assert self.dtype is not None
         n_rows, n_cols = (1, *self.shape) if len(self.shape) == 1 else self.shape
-        buffer = np.empty((min(step, n_rows), n_cols), self.dtype.numpy)
+        buffer = np.empty((min(step, n_rows), n_cols), self.known_type().numpy)
         with self.file.open("rb", buffering=0) as file:
             at = self.offset
             for first in range(0, n_rows, step):
@@ -88,14 +109,8 @@ class StoredTensor:
                 view = as_bytes(chunk)
                 # The next chunk comes from the disk while this one is converted.
                 os.posix_fadvise(file.fileno(), at, 2 * len(view), os.POSIX_FADV_WILLNEED)
-                while len(view):
-                    got = os.preadv(file.fileno(), [view], at)
-                    if got == 0:
-                        raise OSError(
-                            f"{self.file}: ends at byte {at} within {self.name!r}; "
-                            "was it changed during the conversion?"
-                        )
-                    view, at = view[got:], at + got
+                read_exactly(file, view, at, repr(self.name))
+                at += len(view)
                 yield chunk
 
 
@@ -119,6 +134,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     if not isinstance(header, dict):
         raise bad("safetensors header: expected an object")
     header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise bad(f"{len(header)} tensors, expected at most {MAX_TENSORS}")
     spans: list[tuple[int, int, str]] = []
     tensors: dict[str, StoredTensor] = {}
     for name, entry in header.items():

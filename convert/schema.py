@@ -110,6 +110,7 @@ FILE_TYPES: Final = {
     "q2_k": 10,
 }
 OUT_TYPES: Final = tuple(FILE_TYPES)
+DEFAULT_OUT_TYPE: Final = "q4_k_m"
 
 
 def router(layer: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sardine_gguf.errors import FormatError
 
@@ -23,6 +23,8 @@ class SrdeLayer:
         atoms: [A, n]; mix: [E, A]; importance: E tensors [n]; router: [E, H].
         indices: [n] integers, or None where mask_logits [N] select the n largest.
         base_ffn: frozen copies of the base's matrices, by "gate", "up", "down"; may be empty.
+        copies: the experts' own copies of the vocabulary by their keys, where they are stored apart,
+            each with the key of what they must equal.
     """
 
     index: int
@@ -34,6 +36,7 @@ class SrdeLayer:
     indices: FileTensor | None
     mask_logits: FileTensor | None
     base_ffn: dict[str, FileTensor]
+    copies: dict[str, tuple[str, FileTensor]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:

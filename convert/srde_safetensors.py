@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from sardine_gguf.errors import FormatError
 
 from .arrays import DType
 from .file_tensor import FileTensor
+from .reading import PIECE_BYTES
 from .safetensors_file import StoredTensor, open_index, read_header
 
 _LAYERS, _MODULE = "srde_layers.", "module."
@@ -38,10 +42,24 @@ class SafetensorsTensor(FileTensor):
         """The stored element type."""
         return self.kind
 
-    def raw(self, verify: bool = True) -> NDArray[Any]:
-        """The elements as stored (bf16 as uint16), mapped read-only, not loaded."""
-        array: NDArray[Any] = np.asarray(self.stored.raw())
-        return array
+    def pieces(self) -> Iterator[NDArray[Any]]:
+        """See FileTensor."""
+        n = math.prod(self.shape)
+        flat = dataclasses.replace(self.stored, shape=(n,))
+        step = PIECE_BYTES // self.dtype.size
+        for start in range(0, n, step):
+            yield flat.columns(start, min(n, start + step))
+
+    def block(self, start: int, stop: int) -> NDArray[Any]:
+        """See FileTensor."""
+        return self.stored.columns(start, stop)
+
+    def at(self, row: NDArray[np.int64], column: NDArray[np.int64]) -> NDArray[Any]:
+        """See FileTensor."""
+        return self.stored.elements(row * self.shape[1] + column)
+
+    def verify(self) -> None:
+        """There is no checksum."""
 
     def same_place(self, other: FileTensor) -> bool:
         """True if both are the same entry of the same file."""

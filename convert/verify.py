@@ -14,7 +14,6 @@ from sardine_gguf.packed_file import MATRICES, PackedFile, PackedMatrix
 from .arrays import F32Array
 from .deltas import DeltaPart
 from .gguf_file import Part, padded
-from .positions import read_positions
 from .values import expert_values, router_weights
 from .verify_error import error_bounds
 from .writer import Progress
@@ -99,10 +98,9 @@ def _check_layer(file: PackedFile, part: DeltaPart, out: Verification) -> list[s
     i = layer.index
     names = [f"blk.{i}.ffn_gate_inp.weight", f"blk.{i}.ffn_delta.mean"]
     _same(file, names[0], file.router(i), router_weights(layer))
-    positions = read_positions(layer, file.hidden, file.inner)
-    order = np.argsort(positions)
-    positions = positions[order]
-    values = expert_values(layer, order, part.n_threads)
+    # Those that the repair of the layer's matrices has read again, so that they are not read twice.
+    positions = part.at.positions
+    values = expert_values(layer, part.at.order, part.n_threads)
     mean = values.mean(axis=1, dtype=np.float64) if positions.size else np.zeros(len(values))
     _same(file, names[1], file.mean(i), mean.astype(np.float32))
     size, start = file.hidden * file.inner, 0

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "bindings.h"
+#include "fp8.h"
 #include "gguf_file.h"
 #include "quantize.h"
 #include "sardine/model.h"
@@ -145,6 +146,29 @@ py::array_t<float> dequantize(const py::array_t<uint8_t, py::array::c_style>& da
     return out;
 }
 
+void decode_fp8(const py::array_t<uint8_t, py::array::c_style>& data, const std::string& stored,
+                const py::array_t<float, py::array::c_style>& scale,
+                py::array_t<float, py::array::c_style> out, int64_t block_rows, int64_t block_cols,
+                int64_t first_row, int n_threads) {
+    if (data.ndim() != 2 || scale.ndim() != 2 || out.ndim() != 2 || out.shape(0) != data.shape(0) ||
+        out.shape(1) != data.shape(1))
+        throw InvalidArgument(
+            "decode_fp8 needs data and out of one shape [n_rows, n_cols], and scales in two dimensions");
+    const Fp8Rows rows{.src = data.data(),
+                       .type = find_fp8_type(stored),
+                       .n_rows = data.shape(0),
+                       .n_cols = data.shape(1),
+                       .first_row = first_row,
+                       .scale = scale.data(),
+                       .scale_rows = scale.shape(0),
+                       .scale_cols = scale.shape(1),
+                       .block_rows = block_rows,
+                       .block_cols = block_cols};
+    float* dst = out.mutable_data();  // throws where it is read-only
+    py::gil_scoped_release release;
+    sardine::decode_fp8(rows, dst, n_threads > 0 ? n_threads : default_threads());
+}
+
 }  // namespace
 
 void bind_gguf(py::module_& m) {
@@ -176,6 +200,12 @@ void bind_gguf(py::module_& m) {
           "(0: all).");
     m.def("dequantize", &dequantize, py::arg("data").noconvert(), py::arg("type"), py::arg("n_cols"),
           py::arg("n_threads") = 0, "The inverse of quantize: float32 [n_rows, n_cols].");
+    m.def("decode_fp8", &decode_fp8, py::arg("data").noconvert(), py::arg("stored"),
+          py::arg("scale").noconvert(), py::arg("out").noconvert(), py::kw_only(), py::arg("block_rows"),
+          py::arg("block_cols"), py::arg("first_row") = 0, py::arg("n_threads") = 0,
+          "Bytes [n_rows, n_cols] stored as f8_e4m3 or f8_e5m2 -> out float32 [n_rows, n_cols], row r and "
+          "column c times scale[(first_row + r) // block_rows, c // block_cols], on n_threads threads (0: "
+          "all).");
     m.def("encode_rows", &encode_rows, py::arg("data"), py::arg("stored"), py::arg("type"), py::kw_only(),
           py::arg("n_cols"), py::arg("head_rows") = 0, py::arg("importance").noconvert() = py::none(),
           py::arg("n_threads") = 0,

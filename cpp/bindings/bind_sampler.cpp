@@ -65,6 +65,8 @@ SamplerOptions read_options(const py::kwargs& given) {
             take(o.seed, value);
         else if (name == "grammar")
             take(o.grammar, value);
+        else if (name == "samplers")
+            take(o.samplers, value);
         else if (name == "logit_bias") {
             std::vector<std::pair<int64_t, float>> pairs;
             take(pairs, value);

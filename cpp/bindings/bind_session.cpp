@@ -100,7 +100,7 @@ std::vector<int32_t> narrow(const std::vector<int64_t>& tokens) {
     return out;
 }
 
-py::array_t<float> eval(Session& s, const std::vector<int64_t>& ids) {
+py::array_t<float> eval(Session& s, const std::vector<int64_t>& ids, std::optional<uint64_t> since) {
     const std::vector<int32_t> tokens = narrow(ids);
     {
         const auto lock = s.lock();
@@ -109,7 +109,7 @@ py::array_t<float> eval(Session& s, const std::vector<int64_t>& ids) {
     const int64_t n_vocab = s.model().hparams().n_vocab;
     py::array_t<float> out({static_cast<py::ssize_t>(tokens.size()), static_cast<py::ssize_t>(n_vocab)});
     float* logits = out.mutable_data();
-    run_interruptible(s, [&] { s.eval(tokens, logits); });
+    run_interruptible(s, [&] { s.eval(tokens, logits, since); });
     return out;
 }
 
@@ -119,6 +119,25 @@ py::tuple routing(Session& s) {
     const std::vector<py::ssize_t> shape{r.n_layers, r.n_tokens, r.k};
     return py::make_tuple(py::array_t<int32_t>(shape, r.ids.data()),
                           py::array_t<float>(shape, r.weights.data()));
+}
+
+py::array_t<float> router_logits(Session& s) {
+    const auto lock = s.lock();
+    const Session::Routing& r = s.routing();
+    const int64_t rows = r.n_layers * r.n_tokens;
+    const auto n = rows ? static_cast<int64_t>(r.logits.size()) / rows : 0;
+    return py::array_t<float>(std::vector<py::ssize_t>{r.n_layers, r.n_tokens, n}, r.logits.data());
+}
+
+void steer(Session& s, std::vector<float> weights, std::vector<float> bias) {
+    const auto lock = s.lock();
+    py::gil_scoped_release release;
+    s.steer({.weights = std::move(weights), .bias = std::move(bias)});
+}
+
+py::tuple steering(Session& s) {
+    const auto lock = s.lock();
+    return py::make_tuple(s.steering().weights, s.steering().bias);
 }
 
 }  // namespace
@@ -152,7 +171,8 @@ void bind_session(py::module_& m) {
                                    const auto lock = s.lock();
                                    return s.tokens();
                                })
-        .def("eval", &eval, py::arg("tokens"), "Appends tokens; logits of each, float32 [n_tokens, n_vocab].")
+        .def("eval", &eval, py::arg("tokens"), py::arg("since") = py::none(),
+             "Appends tokens; logits of each, float32 [n_tokens, n_vocab]. `since` as in decode.")
         .def(
             "decode",
             [](Session& s, const std::vector<int64_t>& ids, std::optional<uint64_t> since) {
@@ -165,6 +185,21 @@ void bind_session(py::module_& m) {
             "called since n_cancels was `since`.")
         .def("routing", &routing,
              "(ids int32, weights float32) of the last eval, [n_layers, n_tokens, top_k].")
+        .def("router_logits", &router_logits,
+             "The router's logits of the last eval, float32 [n_layers, n_tokens, n_experts]; none per token "
+             "unless they are kept.")
+        .def(
+            "keep_router_logits",
+            [](Session& s, bool keep) {
+                const auto lock = s.lock();
+                s.keep_router_logits(keep);
+            },
+            py::arg("keep"), "Whether evals keep the router's logits, for router_logits().")
+        .def(
+            "steer", &steer, py::kw_only(), py::arg("weights"), py::arg("bias"),
+            "Forces experts to weights or biases the router's logits, [n_experts] or empty. A change empties "
+            "the context.")
+        .def_property_readonly("steering", &steering, "(weights, bias), of which at least one is empty.")
         .def(
             "last_logits",
             [](Session& s) {
@@ -189,6 +224,20 @@ void bind_session(py::module_& m) {
             "counts", &counts,
             "Since the context was made: tokens and batches evaluated, graphs built for them; nodes of the "
             "last batch's graph.")
+        .def(
+            "set_profile",
+            [](Session& s, bool on) {
+                const auto lock = s.lock();
+                s.set_profile(on);
+            },
+            py::arg("on"), "Measures from now on, or no longer, where the time of evaluations goes.")
+        .def(
+            "profile",
+            [](Session& s) {
+                const auto lock = s.lock();
+                return s.profile();
+            },
+            "Nanoseconds by kind of graph node, layers together, since set_profile(True).")
         .def("cancel", &Session::cancel, "Stops the running eval, from any thread.")
         .def_property_readonly("n_cancels", &Session::n_cancels, "How often cancel() was called.");
 }

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "bindings.h"
+#include "cgroup_memory.h"
 #include "delta_arrays.h"
 #include "graph.h"
 #include "kernels/attention.h"
@@ -108,6 +109,8 @@ void bind_testing(py::module_& m) {
         py::arg("scale"), py::arg("n_threads") = 1,
         "Causal attention [n_tokens, n_heads, dim] of one kernel path; a token sees the rows 0 to its "
         "position.");
+    m.def("cgroup_memory", &cgroup_memory, py::arg("mount"), py::arg("groups"),
+          "Bytes that the control groups mounted at a folder and named in a file leave.");
     m.def("pretend_available_memory", &pretend_available_memory, py::arg("bytes"),
           "What available memory is from now on; 0 asks the system again.");
     m.def(
@@ -131,14 +134,18 @@ void bind_testing(py::module_& m) {
     m.def("kernel_path", [] { return cpu_ops().name; }, "Name of the kernel path in use.");
     m.def(
         "route",
-        [](const Array<float>& logits, int64_t k) {
+        [](const Array<float>& logits, int64_t k, std::vector<float> weights, std::vector<float> bias) {
             if (logits.ndim() != 1 || logits.size() < 1 || logits.size() > 256 || k < 1 || k > logits.size())
                 throw InvalidArgument("route needs [n_experts] logits and 1 <= k <= n_experts");
+            const Steering steering = checked_steering({std::move(weights), std::move(bias)}, logits.size());
+            k = routed(steering, k);
             std::vector<float> out(2 * k);
-            route_token(logits.data(), logits.size(), k, out.data());
+            route_token(logits.data(), logits.size(), k, out.data(), steering);
             return out;
         },
-        py::arg("logits"), py::arg("k"), "k weights, then k expert numbers.");
+        py::arg("logits"), py::arg("k"), py::kw_only(), py::arg("weights") = std::vector<float>{},
+        py::arg("bias") = std::vector<float>{},
+        "Weights, then expert numbers: k of them, or what the steering leaves.");
 }
 
 }  // namespace sardine::python

@@ -25,9 +25,11 @@ namespace {
 }  // namespace
 
 void GraphSlot::reserve(const GraphContext& context, const GraphShape& largest) {
-    if (!ggml_gallocr_reserve(allocator_.get(), Graph(context, largest).graph))
-        throw InsufficientMemory("no memory to compute a batch of " + std::to_string(largest.n_tokens) +
-                                 " tokens: use a smaller n_batch");
+    if (ggml_gallocr_reserve(allocator_.get(), Graph(context, largest).graph)) return;
+    forget();
+    allocator_.reset(ggml_gallocr_new(ggml_backend_cpu_buffer_type()));
+    throw InsufficientMemory("no memory to compute a batch of " + std::to_string(largest.n_tokens) +
+                             " tokens: use a smaller n_batch");
 }
 
 Graph& GraphSlot::get(const GraphContext& context, const GraphShape& shape, int n_threads) {
@@ -65,6 +67,8 @@ double GraphSlot::bytes() const {
 Engine::Engine(const Model& m, const EngineOptions& o)
     : h_(&m.hparams()),
       n_threads_(o.n_threads),
+      mode_(o.mode),
+      top_k_(m.experts().expert_used_count),
       backend_(ggml_backend_cpu_init()),
       scratch_(o.n_threads),
       attention_rows_(o.n_threads),
@@ -73,6 +77,7 @@ Engine::Engine(const Model& m, const EngineOptions& o)
                .cache = nullptr,
                .mode = o.mode,
                .n_expert_used = m.experts().expert_used_count,
+               .steering = {},
                .layer_ops = {},
                .attention_op = {.type = kv_type_of(o.kv_type),
                                 .n_heads_kv = m.hparams().n_head_kv,
@@ -95,16 +100,52 @@ Engine::Engine(const Model& m, const EngineOptions& o)
     cache_ = std::make_unique<KvCache>(*h_, n_ctx_, o.kv_type);
     cache_->allocate();
     context_.cache = cache_.get();
-    for (const LayerOps& ops : context_.layer_ops)
-        for (const DeltaOp* op : {&ops.gate, &ops.up, &ops.down})
-            if (op->delta && (o.mode == DeltaMode::sparse || op->delta->shared.data))
-                scratch_.front().reserve(*op->delta, n_batch_,
-                                         o.mode == DeltaMode::sparse ? context_.n_expert_used : 0);
-    // Every thread needs the same; sizing it reads all row pointers, so that is done once.
-    std::fill(scratch_.begin() + 1, scratch_.end(), scratch_.front());
+    reserve_scratch(top_k_);
     for (auto& rows : attention_rows_) rows.resize(attention_scratch(h_->n_head, h_->n_head_kv));
     single_.reserve(context_, shape(1, n_ctx_ - 1, false));
     if (n_batch_ > 1) batch_.reserve(context_, shape(n_batch_, n_ctx_ - n_batch_, false));
+}
+
+void Engine::reserve_scratch(int64_t k) {
+    const bool sparse = mode_ == DeltaMode::sparse;
+    for (const LayerOps& ops : context_.layer_ops)
+        for (const DeltaOp* op : {&ops.gate, &ops.up, &ops.down})
+            if (op->delta && (sparse || op->delta->shared.data))
+                scratch_.front().reserve(*op->delta, n_batch_, sparse ? k : 0);
+    // Every thread needs the same; sizing it reads all row pointers, so that is done once.
+    std::fill(scratch_.begin() + 1, scratch_.end(), scratch_.front());
+}
+
+void Engine::steer(const Steering& steering) {
+    if (steering == context_.steering) return;
+    const int64_t k = routed(steering, top_k_);
+    if (k > top_k_) reserve_scratch(k);
+    GraphContext next = context_;
+    next.n_expert_used = k;
+    next.mode = k == 0 ? DeltaMode::off : mode_;
+    next.steering = steering;
+    change(std::move(next));
+}
+
+void Engine::keep_router_logits(bool keep) {
+    if (keep == context_.keep_router_logits) return;
+    GraphContext next = context_;
+    next.keep_router_logits = keep;
+    change(std::move(next));
+}
+
+// Graphs point into context_, so none is left from before.
+void Engine::change(GraphContext next) {
+    single_.forget();
+    batch_.forget();
+    std::swap(context_, next);
+    try {
+        single_.reserve(context_, shape(1, n_ctx_ - 1, false));
+        if (n_batch_ > 1) batch_.reserve(context_, shape(n_batch_, n_ctx_ - n_batch_, false));
+    } catch (...) {
+        std::swap(context_, next);
+        throw;
+    }
 }
 
 // Sets n_ctx_ and n_batch_, or throws InsufficientMemory.

@@ -33,6 +33,7 @@ class GraphSlot {
  public:
     // Memory for the largest graph to come. Throws InsufficientMemory.
     void reserve(const GraphContext& context, const GraphShape& largest);
+    void forget() { graph_.reset(); }
     // The last graph if it has this shape, else a new one. Throws InsufficientMemory before it allocates.
     Graph& get(const GraphContext& context, const GraphShape& shape, int n_threads);
 
@@ -57,6 +58,12 @@ class Engine {
     const KvCache& cache() const { return *cache_; }
     Graph& graph(int64_t n_tokens, int64_t n_past, bool all_logits);
     ggml_status compute(Graph& g) { return ggml_backend_graph_compute(backend_.get(), g.graph); }
+    // From now on routes are chosen so; n_expert_used of them for a token, none of which is what `off` does.
+    // A change builds graphs anew. Throws InsufficientMemory, and goes on as before.
+    void steer(const Steering& steering);
+    void keep_router_logits(bool keep);
+    int64_t n_expert_used() const { return context_.n_expert_used; }
+
     void set_abort_callback(ggml_abort_callback f, void* data) {
         ggml_backend_cpu_set_abort_callback(backend_.get(), f, data);
     }
@@ -66,12 +73,16 @@ class Engine {
     double bytes() const;  // allocated
 
  private:
+    void change(GraphContext next);
+    void reserve_scratch(int64_t k);
     void choose_context(const Model& m, const EngineOptions& o);
     MemoryNeed need(int64_t n_ctx, const EngineOptions& o);
     GraphShape shape(int64_t n_tokens, int64_t n_past, bool all_logits) const;
 
     const HParams* h_;
     int n_threads_;
+    DeltaMode mode_;
+    int64_t top_k_;
     int64_t n_ctx_ = 0, n_batch_ = 0;
     std::unique_ptr<KvCache> cache_;
     ggml_backend_ptr backend_;

@@ -17,12 +17,13 @@ int64_t row_floats(const ggml_tensor* t) {
     return static_cast<int64_t>(t->nb[1] / sizeof(float));
 }
 
-// src: router logits [n_expert, n_tokens] -> dst [2k, n_tokens]
-void route_op(ggml_tensor* dst, int ith, int nth, void*) {
+// src: router logits [n_expert, n_tokens] -> dst [2k, n_tokens]; userdata: the steering
+void route_op(ggml_tensor* dst, int ith, int nth, void* userdata) {
+    const auto* steering = static_cast<const Steering*>(userdata);
     const ggml_tensor* logits = dst->src[0];
     for (int64_t t = ith; t < dst->ne[1]; t += nth)
         route_token(static_cast<const float*>(logits->data) + t * row_floats(logits), logits->ne[0],
-                    dst->ne[0] / 2, static_cast<float*>(dst->data) + t * row_floats(dst));
+                    dst->ne[0] / 2, static_cast<float*>(dst->data) + t * row_floats(dst), *steering);
 }
 
 Routes routes_of(const ggml_tensor* t) {
@@ -234,6 +235,7 @@ ggml_tensor* Graph::attention(const GraphContext& g, int64_t il, ggml_tensor* x)
         ggml_tensor* args[] = {q, k_cache, v_cache, positions};
         out = ggml_custom_4d(ctx, GGML_TYPE_F32, hd, h.n_head, n_tokens, 1, args, 4, attention_op,
                              GGML_N_TASKS_MAX, const_cast<AttentionOp*>(&g.attention_op));
+        name(out, "attention", il);
     }
     out = ggml_reshape_2d(ctx, out, hd * h.n_head, n_tokens);
     return name(linear(w.wo, w.bo, out), "attn_out", il);
@@ -251,8 +253,12 @@ ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor*
     if (experts) {
         ggml_tensor* logits = ggml_mul_mat(ctx, experts->router, x);
         route = ggml_custom_4d(ctx, GGML_TYPE_F32, 2 * g.n_expert_used, shape.n_tokens, 1, 1, &logits, 1,
-                               route_op, GGML_N_TASKS_MAX, nullptr);
+                               route_op, GGML_N_TASKS_MAX, const_cast<Steering*>(&g.steering));
         ggml_set_output(name(route, "routes", il));
+        if (g.keep_router_logits) {
+            ggml_set_output(name(logits, "router_logits", il));
+            router_logits.push_back(logits);
+        }
         routes.push_back(route);
     }
     auto product = [&](ggml_tensor* weight, const DeltaOp& op, ggml_tensor* in) {

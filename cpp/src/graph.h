@@ -66,6 +66,8 @@ struct GraphContext {
     const KvCache* cache;
     DeltaMode mode;
     int64_t n_expert_used;
+    Steering steering;                // of the routes; a graph is built anew when it changes
+    bool keep_router_logits = false;  // as outputs: Graph::router_logits
     std::vector<LayerOps> layer_ops;  // [n_layer]
     AttentionOp attention_op;
 };
@@ -89,6 +91,8 @@ class Graph {
     ggml_tensor* last = nullptr;        // i32 [1], null when all logits are wanted
     std::vector<ggml_tensor*> logits;   // f32 [n_vocab, tokens of a part]; the parts follow each other
     std::vector<ggml_tensor*> routes;   // f32 [2k, n_tokens], one per layer with experts
+    // f32 [n_expert, n_tokens] of the same layers, if they are kept
+    std::vector<ggml_tensor*> router_logits;
     ggml_cgraph* graph = nullptr;
 
  private:

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <map>
 #include <string>
 
 #include "grammar_check.h"
@@ -69,7 +71,6 @@ Sampler::Sampler(std::shared_ptr<const Model> model, const SamplerOptions& o)
     : Sampler(model, model->hparams().n_vocab, o) {}
 Sampler::Sampler(int64_t n_vocab, const SamplerOptions& o) : Sampler(nullptr, n_vocab, o) {}
 
-// The order of llama.cpp's common/sampling.
 Sampler::Sampler(std::shared_ptr<const Model> model, int64_t n_vocab, const SamplerOptions& o)
     : model_(std::move(model)),
       n_vocab_(n_vocab),
@@ -79,7 +80,6 @@ Sampler::Sampler(std::shared_ptr<const Model> model, int64_t n_vocab, const Samp
     if (n_vocab < 1 || n_vocab > std::numeric_limits<int32_t>::max())
         throw InvalidArgument("n_vocab is " + std::to_string(n_vocab) + ", expected at least 1");
     check(o, n_vocab);
-    const auto add = [this](llama_sampler* s) { llama_sampler_chain_add(chain_.get(), s); };
     const int32_t n = static_cast<int32_t>(n_vocab);
     if (model_ && model_->tokenizer().available()) {
         int32_t count = 0;
@@ -88,35 +88,63 @@ Sampler::Sampler(std::shared_ptr<const Model> model, int64_t n_vocab, const Samp
             if (suppressed[i] >= 0 && suppressed[i] < n) bias_.push_back({suppressed[i], kNever});
     }
     if (!o.grammar.empty()) add_grammar(o.grammar);
+    add_ordered(o);
+}
 
-    const bool greedy = o.temperature < 1e-5f;  // logits divided by less would overflow
+void Sampler::add_ordered(const SamplerOptions& o) {
+    const auto add = [this](llama_sampler* s) { llama_sampler_chain_add(chain_.get(), s); };
+    const int32_t n = static_cast<int32_t>(n_vocab_);
     const bool penalties =
-        o.repeat_penalty != 1.0f || o.presence_penalty != 0.0f || o.frequency_penalty != 0.0f;
-    // llama.cpp leaves the penalties out with mirostat; an option that does nothing would be a trap.
-    if (penalties && o.repeat_last_n > 0)
-        add(llama_sampler_init_penalties(n, o.repeat_last_n, o.repeat_penalty, o.frequency_penalty,
-                                         o.presence_penalty));
-    else
-        repeat_last_n_ = 0;
-    if (greedy) {
-        add(llama_sampler_init_greedy());
-        return;
-    }
-    if (o.mirostat_mode != 0) {
+        o.repeat_last_n > 0 &&
+        (o.repeat_penalty != 1.0f || o.presence_penalty != 0.0f || o.frequency_penalty != 0.0f) &&
+        std::ranges::find(o.samplers, "penalties") != o.samplers.end();
+    const auto add_penalties = [&] {
+        if (penalties)
+            add(llama_sampler_init_penalties(n, o.repeat_last_n, o.repeat_penalty, o.frequency_penalty,
+                                             o.presence_penalty));
+    };
+    const std::map<std::string, std::function<void()>> adders{
+        {"penalties", add_penalties},
+        {"top_k",
+         [&] {
+             if (o.top_k > 0) add(llama_sampler_init_top_k(o.top_k));
+         }},
+        {"typ_p",
+         [&] {
+             if (o.typical_p >= 1.0f) return;
+             add(init_drop_impossible());
+             add(llama_sampler_init_typical(o.typical_p, 1));
+         }},
+        {"top_p",
+         [&] {
+             if (o.top_p < 1.0f) add(llama_sampler_init_top_p(o.top_p, 1));
+         }},
+        {"min_p",
+         [&] {
+             if (o.min_p > 0.0f) add(llama_sampler_init_min_p(o.min_p, 1));
+         }},
+        {"xtc",
+         [&] {
+             if (o.xtc_probability > 0.0f)
+                 add(llama_sampler_init_xtc(o.xtc_probability, o.xtc_threshold, 1, o.seed));
+         }},
+        {"temperature", [&] { add(llama_sampler_init_temp(o.temperature)); }},
+    };
+    for (const std::string& name : o.samplers)
+        if (!adders.contains(name)) throw InvalidArgument("samplers has no '" + name.substr(0, 60) + "'");
+
+    if (!penalties) repeat_last_n_ = 0;
+    const bool greedy = o.temperature < 1e-5f;  // logits divided by less would overflow
+    if (greedy || o.mirostat_mode != 0) {
+        // llama.cpp leaves the penalties out with mirostat; an option that does nothing would be a trap.
+        add_penalties();
+        if (greedy) return add(llama_sampler_init_greedy());
         add(llama_sampler_init_temp(o.temperature));
-        add(o.mirostat_mode == 1 ? llama_sampler_init_mirostat(n, o.seed, o.mirostat_tau, o.mirostat_eta, 100)
-                                 : llama_sampler_init_mirostat_v2(o.seed, o.mirostat_tau, o.mirostat_eta));
-        return;
+        return add(o.mirostat_mode == 1
+                       ? llama_sampler_init_mirostat(n, o.seed, o.mirostat_tau, o.mirostat_eta, 100)
+                       : llama_sampler_init_mirostat_v2(o.seed, o.mirostat_tau, o.mirostat_eta));
     }
-    if (o.top_k > 0) add(llama_sampler_init_top_k(o.top_k));
-    if (o.typical_p < 1.0f) {
-        add(init_drop_impossible());
-        add(llama_sampler_init_typical(o.typical_p, 1));
-    }
-    if (o.top_p < 1.0f) add(llama_sampler_init_top_p(o.top_p, 1));
-    if (o.min_p > 0.0f) add(llama_sampler_init_min_p(o.min_p, 1));
-    if (o.xtc_probability > 0.0f) add(llama_sampler_init_xtc(o.xtc_probability, o.xtc_threshold, 1, o.seed));
-    add(llama_sampler_init_temp(o.temperature));
+    for (const std::string& name : o.samplers) adders.at(name)();
     add(llama_sampler_init_dist(o.seed));
 }
 

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "engine.h"
+#include "profile.h"
 #include "sardine/error.h"
 
 namespace sardine {
@@ -42,7 +43,13 @@ Session::Session(std::shared_ptr<const Model> model, const SessionOptions& o)
                                .kv_type = parse_kv_type(o.kv_type, h),
                                .mode = mode_,
                                .stop = stop});
-    engine_->set_abort_callback([](void* self) { return static_cast<Session*>(self)->should_stop(0); }, this);
+    engine_->set_abort_callback(
+        [](void* data) {
+            auto* self = static_cast<Session*>(data);
+            if (self->profile_) self->profile_->node_done();
+            return self->should_stop(0);
+        },
+        this);
     tokens_.reserve(std::min<int64_t>(n_ctx(), 1 << 16));
 }
 
@@ -66,6 +73,14 @@ int64_t Session::n_batch() const {
 double Session::memory_bytes() {
     const auto held = lock();
     return engine_->bytes();
+}
+
+void Session::set_profile(bool on) {
+    profile_ = on ? std::make_unique<Profile>() : nullptr;
+}
+
+std::map<std::string, int64_t> Session::profile() const {
+    return profile_ ? profile_->times() : Profile::Times();
 }
 
 Session::Counts Session::counts() const {
@@ -99,6 +114,22 @@ void Session::truncate(int64_t n) {
     routing_ = {};
 }
 
+void Session::steer(Steering steering) {
+    const auto n_experts = static_cast<int64_t>(model_->experts().expert_count);
+    if (!steering.empty() && mode_ == DeltaMode::off)
+        throw InvalidArgument("experts are set, and delta_mode 'off' runs none: use 'sparse' or 'gain'");
+    steering = checked_steering(std::move(steering), n_experts);
+    if (steering == steering_) return;
+    engine_->steer(steering);
+    steering_ = std::move(steering);
+    truncate(0);
+}
+
+void Session::keep_router_logits(bool keep) {
+    engine_->keep_router_logits(keep);
+    keep_router_logits_ = keep;
+}
+
 void Session::check(std::span<const int32_t> tokens) const {
     const auto n = static_cast<int64_t>(tokens.size());
     const auto n_past = static_cast<int64_t>(tokens_.size());
@@ -126,9 +157,11 @@ void Session::eval(std::span<const int32_t> tokens, float* all_logits, std::opti
     if (mode_ != DeltaMode::off) {
         routing_.n_layers = static_cast<int64_t>(model_->experts().layers.size());
         routing_.n_tokens = n;
-        routing_.k = model_->experts().expert_used_count;
+        routing_.k = engine_->n_expert_used();
         routing_.ids.resize(routing_.n_layers * n * routing_.k);
         routing_.weights.resize(routing_.ids.size());
+        if (keep_router_logits_ && routing_.k > 0)
+            routing_.logits.resize(routing_.n_layers * n * model_->experts().expert_count);
     }
     try {
         for (int64_t i = 0; i < n; i += n_batch()) {
@@ -171,7 +204,9 @@ void Session::run(std::span<const int32_t> tokens, bool want_all, float* all_log
     }
     if (g.last) *static_cast<int32_t*>(g.last->data) = static_cast<int32_t>(n - 1);
 
+    if (profile_) profile_->begin(g.graph);
     const ggml_status status = engine_->compute(g);
+    if (profile_) profile_->end();
     if (status == GGML_STATUS_ABORTED) throw Cancelled("the evaluation was cancelled");
     if (status == GGML_STATUS_ALLOC_FAILED) throw InsufficientMemory("no memory for ggml's work buffer");
     if (status != GGML_STATUS_SUCCESS) throw Error("ggml failed with status " + std::to_string(status));
@@ -194,6 +229,12 @@ void Session::run(std::span<const int32_t> tokens, bool want_all, float* all_log
                 routing_.ids[out + j] = static_cast<int32_t>(rows[t * 2 * k + k + j]);
             }
         }
+    }
+    for (size_t il = 0; il < g.router_logits.size(); ++il) {
+        const ggml_tensor* rows = g.router_logits[il];
+        std::copy_n(static_cast<const float*>(rows->data), ggml_nelements(rows),
+                    routing_.logits.begin() +
+                        (static_cast<int64_t>(il) * routing_.n_tokens + routed_before) * rows->ne[0]);
     }
 }
 

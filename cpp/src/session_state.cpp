@@ -1,7 +1,8 @@
 // A session's state in bytes, all little-endian:
 //
-//   StateHeader, tokens i32 [n_tokens], logits f32 [n_logits], then for each layer the first n_tokens rows of
-//   its keys and of its values, then u64: Hash64 of everything before.
+//   StateHeader, weights f32 [n_weights] and bias f32 [n_bias] of the steering, tokens i32 [n_tokens], logits
+//   f32 [n_logits], then for each layer the first n_tokens rows of its keys and of its values, then u64:
+//   Hash64 of everything before.
 //
 // The hash finds damage. A state made up on purpose can hold wrong numbers, but none that is not finite and
 // no token outside the vocabulary.
@@ -24,7 +25,7 @@ namespace sardine {
 namespace {
 
 constexpr std::array<char, 8> kMagic = {'S', 'A', 'R', 'D', 'S', 'T', 'A', 'T'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr uint64_t kPiece = 1 << 20;  // bytes read or written at a time
 
 struct StateHeader {
@@ -35,8 +36,9 @@ struct StateHeader {
     uint32_t n_layer = 0, n_embd_kv = 0, n_vocab = 0;
     uint64_t model_bytes = 0, model_hash = 0;
     uint64_t n_tokens = 0, n_logits = 0;
+    uint32_t n_weights = 0, n_bias = 0;
 };
-static_assert(sizeof(StateHeader) == 64);
+static_assert(sizeof(StateHeader) == 72);
 
 template <typename T>
 std::span<const uint8_t> bytes_of(const T* data, size_t n) {
@@ -100,22 +102,30 @@ StateHeader header_of(const Model& m, DeltaMode mode, ggml_type kv_type) {
             .model_hash = model_hash(m)};
 }
 
+void fill_counts(StateHeader& h, const Steering& s, size_t n_tokens, size_t n_logits) {
+    h.n_weights = static_cast<uint32_t>(s.weights.size());
+    h.n_bias = static_cast<uint32_t>(s.bias.size());
+    h.n_tokens = n_tokens;
+    h.n_logits = n_logits;
+}
+
 // Where the parts of a state with this header lie; counts are small enough that nothing overflows.
 struct StateLayout {
     explicit StateLayout(const StateHeader& h)
-        : tokens(sizeof(StateHeader)),
+        : steering(sizeof(StateHeader)),
+          tokens(steering + 4 * (uint64_t{h.n_weights} + h.n_bias)),
           logits(tokens + 4 * h.n_tokens),
           rows(logits + 4 * h.n_logits),
           row_bytes(ggml_row_size(static_cast<ggml_type>(h.kv_type), h.n_embd_kv)),
           hash(rows + 2 * h.n_layer * h.n_tokens * row_bytes),
           end(hash + sizeof(uint64_t)) {}
-    uint64_t tokens, logits, rows, row_bytes, hash, end;
+    uint64_t steering, tokens, logits, rows, row_bytes, hash, end;
 };
 
 class StateLoader {
  public:
-    StateLoader(StateReader& in, const StateHeader& expected, int64_t n_ctx)
-        : in_(in), header_(read_header(expected, n_ctx)), layout_(header_) {
+    StateLoader(StateReader& in, const StateHeader& expected, int64_t n_experts, int64_t n_ctx)
+        : in_(in), n_experts_(n_experts), header_(read_header(expected, n_ctx)), layout_(header_) {
         if (in.size() != layout_.end)
             fail("size", "the state has " + std::to_string(in.size()) + " bytes, and one of " +
                              std::to_string(header_.n_tokens) + " tokens has " + std::to_string(layout_.end) +
@@ -124,6 +134,8 @@ class StateLoader {
 
     // Reads everything once before any of it is used.
     void verify() {
+        steering.weights = read_vector<float>(layout_.steering, header_.n_weights);
+        steering.bias = read_vector<float>(layout_.steering + 4 * header_.n_weights, header_.n_bias);
         tokens = read_vector<int32_t>(layout_.tokens, header_.n_tokens);
         logits = read_vector<float>(layout_.logits, header_.n_logits);
         Hash64 hash = hash_so_far();
@@ -142,6 +154,7 @@ class StateLoader {
                 fail("tokens", "token id " + std::to_string(t) + " is outside the vocabulary of " +
                                    std::to_string(header_.n_vocab));
         if (!finite) fail("values", "a key, value or logit is not finite");
+        check_steering();
     }
 
     void read_rows(const KvCache& cache) {
@@ -158,6 +171,7 @@ class StateLoader {
         check_hash(hash, "it changed while it was read");
     }
 
+    Steering steering;
     std::vector<int32_t> tokens;
     std::vector<float> logits;
 
@@ -191,6 +205,10 @@ class StateLoader {
         if (h.kv_type != expected.kv_type)
             fail("kv_type", "the state's kv_type is '" + type_text(h.kv_type) + "', this context's is '" +
                                 type_text(expected.kv_type) + "'");
+        for (const uint32_t n : {h.n_weights, h.n_bias})
+            if (n != 0 && n != n_experts_)
+                fail("experts", "the state steers " + std::to_string(n) + " experts, and the model has " +
+                                    std::to_string(n_experts_));
         if (h.n_logits != 0 && h.n_logits != h.n_vocab)
             fail("n_logits", "the state has " + std::to_string(h.n_logits) + " logits, expected none or " +
                                  std::to_string(h.n_vocab));
@@ -213,9 +231,21 @@ class StateLoader {
     Hash64 hash_so_far() const {
         Hash64 hash;
         hash.add(bytes_of(&header_, 1));
+        hash.add(bytes_of(steering.weights.data(), steering.weights.size()));
+        hash.add(bytes_of(steering.bias.data(), steering.bias.size()));
         hash.add(bytes_of(tokens.data(), tokens.size()));
         hash.add(bytes_of(logits.data(), logits.size()));
         return hash;
+    }
+
+    // Only what steer() leaves behind.
+    void check_steering() {
+        try {
+            if (checked_steering(steering, n_experts_) == steering) return;
+        } catch (const InvalidArgument& e) {
+            fail("experts", std::string("the state's settings of experts are damaged: ") + e.what());
+        }
+        fail("experts", "the state's weights of experts do not sum to 1, or it has biases that do nothing");
     }
 
     void check_hash(const Hash64& hash, const char* what) {
@@ -224,6 +254,7 @@ class StateLoader {
     }
 
     StateReader& in_;
+    int64_t n_experts_;
     StateHeader header_;
     StateLayout layout_;
 };
@@ -232,16 +263,14 @@ class StateLoader {
 
 uint64_t Session::state_bytes() const {
     StateHeader h = header_of(*model_, mode_, engine_->cache().type());
-    h.n_tokens = tokens_.size();
-    h.n_logits = last_logits_.size();
+    fill_counts(h, steering_, tokens_.size(), last_logits_.size());
     return StateLayout(h).end;
 }
 
 void Session::save(StateWriter& out) const {
     const KvCache& cache = engine_->cache();
     StateHeader h = header_of(*model_, mode_, cache.type());
-    h.n_tokens = tokens_.size();
-    h.n_logits = last_logits_.size();
+    fill_counts(h, steering_, tokens_.size(), last_logits_.size());
     Hash64 hash;
     auto put = [&](std::span<const uint8_t> bytes) {
         hash.add(bytes);
@@ -249,6 +278,8 @@ void Session::save(StateWriter& out) const {
             out.write(bytes.first(std::min<size_t>(bytes.size(), kPiece)));
     };
     put(bytes_of(&h, 1));
+    put(bytes_of(steering_.weights.data(), steering_.weights.size()));
+    put(bytes_of(steering_.bias.data(), steering_.bias.size()));
     put(bytes_of(tokens_.data(), tokens_.size()));
     put(bytes_of(last_logits_.data(), last_logits_.size()));
     for (int64_t il = 0; il < model_->hparams().n_layer; ++il)
@@ -259,8 +290,11 @@ void Session::save(StateWriter& out) const {
 }
 
 void Session::load(StateReader& in) {
-    StateLoader loader(in, header_of(*model_, mode_, engine_->cache().type()), n_ctx());
+    const int64_t n_experts = mode_ == DeltaMode::off ? 0 : model_->experts().expert_count;
+    StateLoader loader(in, header_of(*model_, mode_, engine_->cache().type()), n_experts, n_ctx());
     loader.verify();
+    if (loader.steering != steering_) engine_->steer(loader.steering);
+    steering_ = loader.steering;
     routing_ = {};
     try {
         loader.read_rows(engine_->cache());

@@ -1,104 +1,22 @@
-"""The token loop: evaluate, sample, turn bytes into whole characters, stop where asked."""
+"""One completion, piece by piece."""
 
 from __future__ import annotations
 
-import codecs
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Generator, Iterator
 
-import numpy as np
-from numpy.typing import NDArray
+from sardine_gguf.logprobs import TokenLogprob
+from sardine_gguf.text_filter import TextFilter
+from sardine_gguf.token_loop import Channel, FinishReason, Timings, TokenLoop, common_prefix
 
-from sardine_gguf._native import Model, Sampler, Session
-from sardine_gguf.errors import ContextOverflow
-from sardine_gguf.logprobs import TokenLogprob, token_logprob
-from sardine_gguf.thoughts import ThoughtBudget
-
-FinishReason = Literal["stop", "length"]
-Channel = Literal["content", "reasoning"]
-
-
-@dataclass
-class Timings:
-    """Seconds and token counts of one generation."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_seconds: float = 0.0
-    completion_seconds: float = 0.0
-
-    @property
-    def prompt_per_second(self) -> float:
-        """Prompt tokens evaluated a second (cached ones do not count); 0 if none were."""
-        n = self.prompt_tokens - self.cached_tokens
-        return n / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
-
-    @property
-    def completion_per_second(self) -> float:
-        """Tokens generated a second, the first (which the prompt's evaluation gives) left out."""
-        n = self.completion_tokens - 1
-        return n / self.completion_seconds if n > 0 and self.completion_seconds > 0 else 0.0
-
-
-class TextFilter:
-    """Bytes in, text out: holds back incomplete characters and what may become a stop string.
-
-    `text` pieces joined equal the bytes decoded as UTF-8, up to the first stop string.
-    """
-
-    def __init__(self, stop: Sequence[str] = ()) -> None:
-        if any(not s for s in stop):
-            raise ValueError("a stop string is empty")
-        self._stop = tuple(stop)
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self._held = ""
-        self.emitted = 0  # characters given out
-        self.stopped = False
-
-    @property
-    def position(self) -> int:
-        """Characters before those that the next bytes begin or complete."""
-        return self.emitted + len(self._held)
-
-    def push(self, data: bytes, final: bool = False) -> str:
-        """Text that is certain after these bytes. After a stop string `stopped` is True."""
-        text = self._certain(data, final)
-        self.emitted += len(text)
-        return text
-
-    def _certain(self, data: bytes, final: bool) -> str:
-        if self.stopped:
-            return ""
-        text = self._held + self._decode(data, final)
-        ends = [i for i in (text.find(s) for s in self._stop) if i >= 0]
-        if ends:
-            self.stopped = True
-            self._held = ""
-            return text[: min(ends)]
-        keep = 0 if final else self._partial_stop(text)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def _partial_stop(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
-        longest = max((len(s) for s in self._stop), default=1) - 1
-        for n in range(min(longest, len(text)), 0, -1):
-            if any(s.startswith(text[-n:]) for s in self._stop):
-                return n
-        return 0
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common start of two token lists."""
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
+__all__ = [
+    "Channel",
+    "FinishReason",
+    "Generation",
+    "TextFilter",
+    "Timings",
+    "TokenLoop",
+    "common_prefix",
+]
 
 
 class Generation:
@@ -108,59 +26,17 @@ class Generation:
     `split_thoughts` is set; without it they are part of the content, the think tokens' names around them.
     When it is exhausted `finish_reason` says why; `timings` holds counts and times.
 
+    The context is held until the generation ends, is closed or is let go of.
+
     Args:
-        logprobs: how many of the likeliest tokens `take_logprobs` tells of each token of the content;
-            None tells nothing.
-        prompt_logprobs: tell them of the prompt too, in `prompt_entries`; evaluates all of it anew.
+        loop: what it runs.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        session: Session,
-        prompt: list[int],
-        sampler: Sampler,
-        *,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        think: tuple[int, int] | None = None,
-        split_thoughts: bool = True,
-        thoughts: ThoughtBudget | None = None,
-        reuse_prefix: bool = False,
-        on_token: Callable[[int], None] | None = None,
-        logprobs: int | None = None,
-        prompt_logprobs: bool = False,
-    ) -> None:
-        if not prompt:
-            raise ValueError("the prompt is empty: there is nothing to continue")
-        if max_tokens is not None and max_tokens < 0:
-            raise ValueError(
-                f"max_tokens is {max_tokens}, expected 0 or more, or None for no limit"
-            )
-        if logprobs is not None and logprobs < 0:
-            raise ValueError(f"logprobs is {logprobs}, expected 0 or more")
-        if len(prompt) > session.n_ctx:
-            raise ContextOverflow(
-                f"the prompt has {len(prompt)} tokens, more than n_ctx {session.n_ctx}: "
-                "load with a larger n_ctx or shorten the prompt"
-            )
-        self._model, self._session, self._sampler = model, session, sampler
-        self._prompt, self._max_tokens = prompt, max_tokens
-        self._stop, self._think, self._split_thoughts = tuple(stop), think, split_thoughts
-        self._thoughts = thoughts or ThoughtBudget(think or (-1, -1), -1, prompt)
-        self._reuse_prefix, self._on_token = reuse_prefix, on_token
-        self.finish_reason: FinishReason | None = None
-        self.met_end_token = False
-        self.timings = Timings(prompt_tokens=len(prompt))
-        self.tokens: list[int] = []
-        self.prompt_entries: list[TokenLogprob] = []
-        self._n_top, self._prompt_logprobs = logprobs, prompt_logprobs
-        self._waiting: list[TokenLogprob] = []  # their text is held back
-        self._ready: list[TokenLogprob] = []
-        self._logits: NDArray[np.float32] | None = None  # that the last token was drawn from
-        self._since: int | None = None
-        sampler.accept_prompt(prompt)
-        self._pieces = self._run()
+    def __init__(self, loop: TokenLoop) -> None:
+        # The generator refers to the loop and not to this: a cycle would keep the context until the garbage
+        # collector runs.
+        self._loop = loop
+        self._pieces = loop.pieces()
 
     def __iter__(self) -> Iterator[tuple[Channel, str]]:
         return self
@@ -172,127 +48,35 @@ class Generation:
         """Ends the generation; the session keeps what was evaluated."""
         self._pieces.close()
 
+    def sampled_tokens(self) -> Generator[int, None, None]:
+        """Runs it for the tokens alone, up to the one that ends the text; stop strings do nothing."""
+        return self._loop.sampled_tokens()
+
     def take_logprobs(self) -> list[TokenLogprob]:
         """Tokens of the content given out since the last call."""
-        taken, self._ready = self._ready, []
-        return taken
+        return self._loop.take_logprobs()
 
-    def _settle(self, text: TextFilter, final: bool) -> None:
-        """Moves on the tokens whose text begins inside of what was given out; at the end, all but stopped."""
-        while self._waiting and (
-            self._waiting[0].offset < text.emitted or (final and not text.stopped)
-        ):
-            self._ready.append(self._waiting.pop(0))
-        if final:
-            self._waiting.clear()
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended; None before."""
+        return self._loop.finish_reason
 
-    def _evaluate_prompt(self) -> None:
-        if self._prompt_logprobs:
-            return self._evaluate_whole_prompt()
-        known = self._session.tokens
-        keep = common_prefix(known, self._prompt)
-        if not self._reuse_prefix and (keep < len(known) or keep == len(self._prompt)):
-            keep = 0
-        keep = min(keep, len(self._prompt) - 1)  # the last token's logits are needed
-        self._session.truncate(keep)
-        self.timings.cached_tokens = keep
-        start = time.perf_counter()
-        self._session.decode(self._prompt[keep:], self._since)
-        self.timings.prompt_seconds = time.perf_counter() - start
+    @property
+    def met_end_token(self) -> bool:
+        """Whether the last token was one that ends a text."""
+        return self._loop.met_end_token
 
-    def _evaluate_whole_prompt(self, step: int = 64) -> None:
-        """In steps, because the logits of all positions of a long prompt may not fit in memory."""
-        self._session.truncate(0)
-        start = time.perf_counter()
-        text = TextFilter()
-        skip = int(self._prompt[0] == self._model.bos)
-        logits = None
-        for begin in range(0, len(self._prompt), step):
-            part = self._prompt[begin : begin + step]
-            rows = self._session.eval(part)
-            for i, token in enumerate(part):
-                before = rows[i - 1] if i else logits
-                offset, data = text.position, self._model.piece(token)
-                text.push(data)
-                if begin + i < skip:
-                    continue
-                if begin + i == skip or before is None:  # OpenAI gives none for the first token
-                    entry = TokenLogprob(data, offset, None, ())
-                else:
-                    entry = token_logprob(
-                        before, token, self._n_top or 0, self._model.piece, offset
-                    )
-                self.prompt_entries.append(entry)
-            logits = rows[-1].copy()
-        self.timings.prompt_seconds = time.perf_counter() - start
+    @property
+    def timings(self) -> Timings:
+        """Counts and times so far."""
+        return self._loop.timings
 
-    def _run(self) -> Generator[tuple[Channel, str], None, None]:
-        self._since = self._session.n_cancels  # a cancel() from now on ends this generation
-        self._evaluate_prompt()
-        start = time.perf_counter()
-        inside = self._think is not None and self._split_thoughts and self._thoughts.inside
-        channel: Channel = "reasoning" if inside else "content"
-        text = TextFilter(() if inside else self._stop)
-        for token in self._sampled_tokens():
-            self.timings.completion_seconds = time.perf_counter() - start
-            self.met_end_token = self._model.is_end(token)
-            if self.met_end_token:
-                break
-            is_think = self._think is not None and token in self._think
-            if is_think and self._split_thoughts:
-                piece = text.push(b"", final=True)
-                self._settle(text, final=True)
-                if piece:
-                    yield channel, piece
-                channel = "reasoning" if self._thoughts.inside else "content"
-                # Stop strings end the answer, not the thoughts.
-                text = TextFilter(() if channel == "reasoning" else self._stop)
-                continue
-            data = self._model.piece(token, is_think)
-            if self._logits is not None and channel == "content":
-                self._waiting.append(
-                    token_logprob(
-                        self._logits, token, self._n_top or 0, self._model.piece, text.position
-                    )
-                )
-            piece = text.push(data)
-            self._settle(text, final=text.stopped)
-            if piece:
-                yield channel, piece
-            if text.stopped:
-                break
-        piece = text.push(b"", final=True)
-        self._settle(text, final=True)
-        if piece:
-            yield channel, piece
-        self.finish_reason = "stop" if self.met_end_token or text.stopped else "length"
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens so far, thoughts and the one that ends the text among them."""
+        return self._loop.tokens
 
-    def sampled_tokens(self) -> Iterator[int]:
-        """Runs it for the tokens alone, to the one that ends the text; stop strings do nothing."""
-        self._since = self._session.n_cancels
-        self._evaluate_prompt()
-        for token in self._sampled_tokens():
-            yield token
-            if self._model.is_end(token):
-                return
-
-    def _sampled_tokens(self) -> Iterator[int]:
-        """Tokens until max_tokens or the context's end; each is evaluated when the next is asked for."""
-        while self._max_tokens is None or len(self.tokens) < self._max_tokens:
-            if self.tokens:
-                if self._session.n_tokens >= self._session.n_ctx:
-                    return
-                self._session.decode(self.tokens[-1:], self._since)
-            self._logits = self._session.last_logits() if self._n_top is not None else None
-            forced = self._thoughts.forced()
-            if forced is None:
-                token = self._sampler.sample(self._session)
-            else:
-                token = forced
-                self._sampler.accept_prompt([token])
-            self._thoughts.follow(token)
-            self.tokens.append(token)
-            self.timings.completion_tokens += 1
-            if self._on_token:
-                self._on_token(token)
-            yield token
+    @property
+    def prompt_entries(self) -> list[TokenLogprob]:
+        """Log probabilities of the prompt's tokens, if they were asked for."""
+        return self._loop.prompt_entries

@@ -22,7 +22,7 @@ _SAME: dict[str, tuple[tuple[Any, ...], str]] = {
     "embedding": ((False,), "embeddings are not supported"),
     "pooling_type": ((-1,), "embeddings are not supported"),
     "attention_type": ((-1,), "attention is causal"),
-    "flash_attn": ((True,), "attention is always computed without the matrix of scores"),
+    "flash_attn": ((True, False), ""),  # the same but for rounding; there is one way to compute it
     "swa_full": ((None,), "these models have no sliding window"),
     "rope_scaling_type": ((-1, None), "the file says how positions are scaled"),
     "rope_freq_base": ((0.0,), "the file says how positions are scaled"),
@@ -87,18 +87,43 @@ def llama_arguments(
     return kv_type, sampling
 
 
+_EMBEDDINGS = "embeddings are not supported"
+_KEPT = "the context keeps the tokens that the next prompt begins with"
+_CONSTANT = "it is what the constructor was given"
+_CPP = "there are no libllama structures behind this; see session and model"
+_LORA = "LoRA adapters are not supported"
+
 # Public attributes of Llama that Sardine lacks, and what to use instead.
 MISSING_ATTRIBUTES = {
-    "create_embedding": "embeddings are not supported",
-    "embed": "embeddings are not supported",
-    "pooling_type": "embeddings are not supported",
-    "set_cache": "the context keeps the tokens that the next prompt begins with",
-    "cache": "the context keeps the tokens that the next prompt begins with",
+    "create_embedding": _EMBEDDINGS,
+    "embed": _EMBEDDINGS,
+    "pooling_type": _EMBEDDINGS,
+    "set_cache": _KEPT,
+    "cache": _KEPT,
     "tokenizer": "use tokenize() and detokenize()",
+    "tokenizer_": "use tokenize() and detokenize()",
     "scores": "eval() returns the logits",
     "eval_logits": "eval() returns the logits",
     "eval_tokens": "see session.tokens",
     "input_ids": "see session.tokens",
     "logits_to_logprobs": "see sardine_gguf.logprobs.log_softmax",
-    "ctx": "there is no llama_context; see session",
+    "longest_token_prefix": "see sardine_gguf.generation.common_prefix",
+    "ctx": _CPP,
+    "model_params": _CPP,
+    "context_params": _CPP,
+    "n_batch": "see session.n_batch",
+    "n_threads": "see session.n_threads",
+    "n_threads_batch": "see session.n_threads",
+    "last_n_tokens_size": "see sampling.repeat_last_n",
+    "chat_format": "the file's own chat template is used; see chat_template",
+    "chat_handler": "the file's own chat template is used; see chat_template",
+    "draft_model": "speculative decoding is not supported",
+    "lora_base": _LORA,
+    "lora_scale": _LORA,
+    "lora_path": _LORA,
+    "numa": "NUMA placement is the system's",
+    "tensor_split": "this build computes on the CPU only",
+    "kv_overrides": "the file's keys are used as they are",
+    "spm_infill": "filling in the middle is not supported",
+    "verbose": _CONSTANT,
 }

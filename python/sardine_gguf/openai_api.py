@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
-from sardine_gguf._native import Model
 from sardine_gguf.chat import Message
 from sardine_gguf.completion import (
     chat_completion,
@@ -15,41 +13,15 @@ from sardine_gguf.completion import (
     completion,
     completion_chunks,
 )
-from sardine_gguf.generation import Generation
+from sardine_gguf.generating import GenerationMethods
 from sardine_gguf.options import GenerationOptions
 from sardine_gguf.response_format import response_grammar
 
 MAX_TOP_LOGPROBS = 20  # OpenAI's
 
 
-class OpenAIMethods(ABC):
-    """Completions and chat completions on top of `Sardine.start` and `Sardine.start_chat`."""
-
-    @property
-    @abstractmethod
-    def model(self) -> Model: ...
-
-    @abstractmethod
-    def start(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        logprobs: int | None = None,
-        prompt_logprobs: bool = False,
-        **options: Unpack[GenerationOptions],
-    ) -> Generation: ...
-
-    @abstractmethod
-    def start_chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        logprobs: int | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> Generation: ...
-
-    @abstractmethod
-    def detokenize(self, tokens: Sequence[int], special: bool = False) -> str: ...
+class OpenAIMethods(GenerationMethods):
+    """Completions and chat completions on top of `start` and `start_chat`."""
 
     # ---- text ----
 

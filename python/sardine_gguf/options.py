@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
+from sardine_gguf.expert_settings import ExpertSpec
+from sardine_gguf.sampler_order import sampler_order
 from sardine_gguf.sampling import SAMPLING_NAMES
 
 ReasoningFormat = Literal["auto", "deepseek", "none"]
@@ -21,14 +23,18 @@ class GenerationOptions(TypedDict, total=False):
             answer begins; 0 allows none; -1, like None, sets no limit.
         reasoning_format: "auto" and "deepseek" give thoughts apart from the answer (as `reasoning_content`);
             "none" leaves them in it, between the think tokens' names.
-        others: see SamplingOptions; keys of logit_bias may be digits.
+        experts: settings of experts for this call, as `Sardine.experts` takes them; {} lets the router
+            choose. Left out, or None, takes the context's own.
+        others: see SamplingOptions; keys of logit_bias may be digits, and temp is temperature.
     """
 
     max_tokens: int | None
     stop: str | Sequence[str] | None
     reasoning_budget: int | None
     reasoning_format: ReasoningFormat | None
+    experts: ExpertSpec | None
     temperature: float | None
+    temp: float | None
     top_k: int | None
     top_p: float | None
     min_p: float | None
@@ -44,6 +50,7 @@ class GenerationOptions(TypedDict, total=False):
     mirostat_eta: float | None
     logit_bias: Mapping[int, float] | Mapping[str, float] | None
     grammar: str | None
+    samplers: str | Sequence[str] | None
     seed: int | None
 
 
@@ -57,9 +64,11 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "function_call": ((None, "none"), "tools are not supported"),
     "tools": ((None, []), "tools are not supported"),
     "tool_choice": ((None, "none"), "tools are not supported"),
+    "reset": ((True, None), "a generation begins with the prompt: give all of its tokens"),
+    "idx": ((None,), "a token is drawn from the last logits; eval() returns all of them"),
     "n": ((1, None), "call again with another seed"),
     "best_of": ((1, None), "call again with another seed"),
-    "penalize_nl": ((None,), "llama.cpp has removed it"),
+    "penalize_nl": ((True, None), "llama.cpp has removed it: line ends count as any token"),
 }
 
 
@@ -71,23 +80,24 @@ def sampling_options(options: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: an argument has one elsewhere, but is not supported.
     """
     found = {}
+    if options.get("temperature") is not None and options.get("temp") is not None:
+        raise ValueError("temperature and temp are both given: they are the same, use one of them")
     for name, value in options.items():
+        name = "temperature" if name == "temp" else name
         if name in _UNSUPPORTED:
             neutral, why = _UNSUPPORTED[name]
             if not any(value is v or (type(value) is type(v) and value == v) for v in neutral):
                 raise ValueError(f"{name} is not supported: {why}")
         elif name not in SAMPLING_NAMES:
-            near = (
-                ["temperature"]
-                if name == "temp"
-                else difflib.get_close_matches(name, SAMPLING_NAMES)
-            )
+            near = difflib.get_close_matches(name, SAMPLING_NAMES)
             hint = f": did you mean {near[0]}?" if near else ""
             raise TypeError(f"there is no option '{name}'{hint}")
         elif value is not None:
             found[name] = value
     if "logit_bias" in found:
         found["logit_bias"] = {int(t): float(b) for t, b in found["logit_bias"].items()}
+    if "samplers" in found:
+        found["samplers"] = sampler_order(found["samplers"])
     if "grammar" in found:
         found["grammar"] = grammar_text(found["grammar"])
     return found

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from sardine_gguf._native import GgufFile, Model, Sampler
 from sardine_gguf.errors import FormatError
+from sardine_gguf.sampler_order import DEFAULT_ORDER, sampler_order
 
 # llama.cpp reads 2**32 - 1 as "take a new one".
 _ANY_SEED = 2**32 - 1
@@ -35,8 +36,8 @@ _INTEGERS = ("top_k", "repeat_last_n", "mirostat_mode")
 class SamplingOptions:
     """How the next token is drawn. Names, defaults and the order of their application are llama.cpp's.
 
-    logit_bias and grammar come first, then the penalties, top_k, typical_p, top_p, min_p, xtc, temperature.
-    With mirostat_mode 1 or 2, mirostat takes the place of those between penalties and temperature.
+    logit_bias and grammar come first, then what `samplers` names. With temperature 0 only the penalties count
+    of these; with mirostat_mode 1 or 2, mirostat follows the penalties and the temperature.
 
     Attributes:
         temperature: 0 takes the likeliest token.
@@ -53,6 +54,8 @@ class SamplingOptions:
         mirostat_mode, mirostat_tau, mirostat_eta: 0 is off; target surprise in bits, learning rate.
         logit_bias: added to the logits of these token ids; -inf never takes them.
         grammar: GBNF text with a rule "root" that the answer follows.
+        samplers: "penalties", "top_k", "typ_p", "top_p", "min_p", "xtc" and "temperature" in the order
+            of their application, as a list or with ; between them. The options of one left out do nothing.
         seed: of the random draw; negative, or 2**32 - 1, takes a new one each time.
     """
 
@@ -72,6 +75,7 @@ class SamplingOptions:
     mirostat_eta: float = 0.1
     logit_bias: Mapping[int, float] | None = None
     grammar: str | None = None
+    samplers: str | Sequence[str] = DEFAULT_ORDER
     seed: int = -1
 
     @staticmethod
@@ -96,7 +100,7 @@ class SamplingOptions:
                 raise FormatError(
                     f"{file.path}: key '{field}' is {value}: {e}", file=file.path, field=field
                 ) from None
-        return SamplingOptions(seed=seed, **found)
+        return SamplingOptions(seed=seed, samplers=_order_of(file), **found)
 
     def override(self, **changes: Any) -> SamplingOptions:
         """A copy in which every argument that is not None replaces the field of its name."""
@@ -121,7 +125,19 @@ class SamplingOptions:
             options["repeat_last_n"] = n_ctx
         options["logit_bias"] = [(int(t), float(b)) for t, b in (self.logit_bias or {}).items()]
         options["grammar"] = self.grammar or ""
+        options["samplers"] = list(sampler_order(self.samplers))
         return Sampler(model, **options)
+
+
+def _order_of(file: GgufFile) -> tuple[str, ...]:
+    field = "general.sampling.sequence"
+    value = file.get(field)
+    if not isinstance(value, str):
+        return DEFAULT_ORDER
+    try:
+        return sampler_order(value)
+    except ValueError as e:
+        raise FormatError(f"{file.path}: key '{field}': {e}", file=file.path, field=field) from None
 
 
 SAMPLING_NAMES = frozenset(f.name for f in fields(SamplingOptions))

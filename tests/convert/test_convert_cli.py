@@ -146,3 +146,44 @@ def test_torch_is_not_imported(base, srde, tmp_path):
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert process.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        ([], "{base}-sardine-Q4_K_M.gguf"),
+        (["--outtype", "Q8_0"], "{base}-sardine-Q8_0.gguf"),
+        (["--adapter"], "{base}-adapter.gguf"),
+        (["-o", "a-{ftype}-{OUTTYPE}.gguf", "--outtype", "iq4_xs"], "a-iq4_xs-IQ4_XS.gguf"),
+        (["-o", "b-{FTYPE}.gguf"], "b-Q4_K_M.gguf"),
+    ],
+)
+def test_outfile_names(base, srde, tmp_path, monkeypatch, more, name):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--base", str(base), "--srde", str(srde), "-q", *more]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == [name.format(base=base.name)]
+
+
+def test_outfile_names_of_bases(base, srde, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--base", str(base), "--base-only", "-q", "-o", "b.gguf"]) == 0
+    assert main(["--base", str(base), "--base-only", "-q"]) == 0
+    assert main(["--base", "b.gguf", "--srde", str(srde), "-q"]) == 0
+    names = {"b.gguf", f"{base.name}-Q4_K_M.gguf", "b-sardine.gguf"}
+    assert {p.name for p in tmp_path.iterdir()} == names
+    # Its own name is not a new one.
+    assert main(["--base", "b.gguf", "--base-only", "--force"]) == 3
+    for more in (["--base", "b.gguf"], ["--base", str(base), "--adapter"]):
+        capsys.readouterr()
+        assert main([*more, "--srde", str(srde), "-o", "x-{ftype}.gguf"]) == 2
+        assert "has no out type" in capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == names
+
+
+def test_a_folder_above_the_model(base, srde, tmp_path, capsys):
+    assert main(["--base", str(base.parent), "--srde", str(srde), "-o", str(tmp_path / "o")]) == 4
+    text = capsys.readouterr().err
+    assert "no config.json or params.json, expected a model folder" in text
+    assert f"did you mean {base.parent}" in text
+    assert main(["--base", str(tmp_path / "no"), "--srde", str(srde), "-o", "o.gguf"]) == 4
+    assert f"{tmp_path / 'no'}: No such file or directory" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_checkpoint import srde_checkpoint, tiny_base
 from safetensors.torch import load_file, save_file
-from sardine_gguf.convert import convert, write_base
+from sardine_gguf.convert import convert, native, write_base
 from sardine_gguf.convert.arrays import DTYPES, to_float32
 from sardine_gguf.convert.hf_quant import WeightSource
 from sardine_gguf.convert.safetensors_file import read_header
@@ -30,6 +30,72 @@ def test_every_byte_has_torchs_value(name, dtype):
     theirs = torch.from_numpy(code).view(dtype).float().numpy()
     np.testing.assert_array_equal(ours, theirs)
     assert (np.signbit(ours) == np.signbit(theirs)).all()
+
+
+def by_numpy(raw, kind, scale, block_rows, block_cols, first_row):
+    """What decode_fp8 makes, an element's table value and scale at a time."""
+    row = (first_row + np.arange(raw.shape[0])) // block_rows
+    column = np.arange(raw.shape[1]) // block_cols
+    with np.errstate(all="ignore"):
+        return to_float32(raw, DTYPES[kind]) * scale[row][:, column]
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_decoding_equals_numpys_bit_for_bit(data):
+    """Any bytes, NaN among them, any blocks, cut off or not, from any row, on any threads."""
+    n, m = data.draw(st.integers(0, 40)), data.draw(st.integers(1, 600))
+    first, extra = data.draw(st.integers(0, 50)), data.draw(st.integers(0, 3))
+    block = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 700))
+    kind = data.draw(st.sampled_from(["f8_e4m3", "f8_e5m2"]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    raw = rng.integers(0, 256, (n, m)).astype(np.uint8)
+    shape = (-(-max(1, first + n) // block[0]) + extra, -(-m // block[1]))
+    scale = np.exp2(rng.uniform(-140, 20, shape)).astype(np.float32)  # subnormal ones too
+    out = np.full((n, m), 7, np.float32)
+    native.decode_fp8(raw, kind, scale, out, block_rows=block[0], block_cols=block[1],
+                      first_row=first, n_threads=data.draw(st.integers(1, 3)))  # fmt: skip
+    expected = by_numpy(raw, kind, scale, *block, first)
+    np.testing.assert_array_equal(out.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("kind", ["f8_e4m3", "f8_e5m2"])
+@pytest.mark.parametrize("by", ["scalar", "row", "block"])
+def test_every_byte_with_every_kind_of_scale(kind, by):
+    raw = np.tile(np.arange(256, dtype=np.uint8), (300, 3))
+    blocks = {"scalar": (300, 768), "row": (1, 768), "block": (128, 128)}[by]
+    shape = (-(-300 // blocks[0]), -(-768 // blocks[1]))
+    scale = np.random.default_rng(3).uniform(1e-4, 0.1, shape).astype(np.float32)
+    out = np.empty(raw.shape, np.float32)
+    native.decode_fp8(raw, kind, scale, out, block_rows=blocks[0], block_cols=blocks[1])
+    expected = by_numpy(raw, kind, scale, *blocks, 0)
+    np.testing.assert_array_equal(out.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stored": "f16"},
+        {"scale": np.ones((2, 3), np.float32)},
+        {"scale": np.ones(8, np.float32)},
+        {"first_row": 1},
+        {"first_row": -1},
+        {"block_rows": 0},
+        {"block_cols": -1},
+        {"block_cols": 2**62},
+        {"out": np.empty((4, 63), np.float32)},
+        {"out": np.frombuffer(bytes(4 * 4 * 64), np.float32).reshape(4, 64)},
+        {"out": np.empty((4, 64))},
+        {"data": np.zeros((4, 128), np.uint8)[:, ::2]},
+    ],
+)
+def test_decoding_refuses_what_does_not_fit(change):
+    good = {"data": np.zeros((4, 64), np.uint8), "stored": "f8_e4m3",
+            "scale": np.ones((2, 4), np.float32), "out": np.empty((4, 64), np.float32),
+            "block_rows": 2, "block_cols": 16}  # fmt: skip
+    native.decode_fp8(**good)
+    with pytest.raises((ValueError, TypeError)):
+        native.decode_fp8(**{**good, **change})
 
 
 def quantized(weight, dtype=E4M3, block=None):
@@ -153,7 +219,7 @@ def test_rows_and_elements_are_those_of_the_whole(tmp_path_factory, data):
     header = read_header(file)
     source = WeightSource(header["w"], header["s"], block if isinstance(block, tuple) else None)
     source.check()
-    chunks = [rows.copy() for rows, kind in source.chunks(data.draw(st.integers(1, n + 3)))]
+    chunks = [rows.copy() for rows, kind in source.chunks(data.draw(st.integers(1, n + 3)), 2)]
     np.testing.assert_array_equal(np.concatenate(chunks), full.numpy())
     flat = np.array(data.draw(st.lists(st.integers(0, n * m - 1), min_size=1, max_size=9)))
     np.testing.assert_array_equal(source.at(flat), full.numpy().reshape(-1)[flat])

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import struct
 import time
+import tracemalloc
 import zipfile
 
 import gguf
@@ -482,6 +483,37 @@ def test_safetensors_header_lengths(tmp_path, length):
     safetensors(tmp_path / "x.safetensors", {"a": _f32(0, 8, shape=(2,))}, bytes(8), length)
     with pytest.raises(FormatError):
         read_header(tmp_path / "x.safetensors")
+
+
+BOMBS = {
+    "lists": b'{"a":[' + b"[]," * (1 << 22) + b"[]]}",
+    "objects": b'{"a":[' + b"{}," * (1 << 22) + b"{}]}",
+    "keys": b"{" + b",".join(b'"%x":0' % i for i in range(1 << 20)) + b"}",
+    "nested": b'{"a":' * (1 << 21),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_json_of_many_values(small, srde, tmp_path, capsys, name):
+    """A short text of many values would take 25 times its size in memory."""
+    folder = tmp_path / "m"
+    shutil.copytree(small, folder)
+    (folder / "config.json").write_bytes(BOMBS[name])
+    header = safetensors(tmp_path / "x.safetensors", BOMBS[name], b"")
+    for inputs in ((folder, srde), (small, header)):
+        tracemalloc.start()
+        line = refuse(*inputs, tmp_path, capsys)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert "too many values" in line
+        assert peak < (64 << 20) + 2 * len(BOMBS[name])
+
+
+def test_safetensors_header_of_too_many_tensors(small, tmp_path, capsys):
+    entry = {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}
+    header = dict.fromkeys(map(str, range(100_001)), entry)
+    file = safetensors(tmp_path / "x.safetensors", header, bytes(4))
+    assert "at most 100000" in refuse(small, file, tmp_path, capsys)
 
 
 def test_safetensors_truncated(tmp_path):

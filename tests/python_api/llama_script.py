@@ -85,8 +85,20 @@ def tokens(llm):
         llm.n_embd(),
         llm.token_bos(),
         llm.token_eos(),
+        llm.token_nl(),
         llm.metadata["general.architecture"],
     ]
+
+
+def token_loop(llm):
+    out = []
+    for token in llm.generate(
+        llm.tokenize(b"What is 15% of 80?"), top_k=40, temp=0.0, repeat_penalty=1.0
+    ):
+        if token == llm.token_eos() or len(out) == 12:
+            break
+        out.append(token)
+    return out
 
 
 def state(llm):

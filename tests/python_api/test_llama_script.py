@@ -17,7 +17,7 @@ SCRIPT = HERE / "llama_script.py"
 EXAMPLE = HERE.parents[1] / "examples" / "tiny-sardine"
 SECTIONS = (
     "completion", "completion_stream", "completion_seeded", "completion_logprobs", "chat", "chat_stream",
-    "chat_logprobs", "json_mode", "json_schema", "tokens",
+    "chat_logprobs", "json_mode", "json_schema", "tokens", "token_loop",
 )  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def test_same_objects(results: tuple[dict[str, Any], dict[str, Any]], section: s
 
 def test_same_tokens(results: tuple[dict[str, Any], dict[str, Any]]) -> None:
     assert results[1]["tokens"] == results[0]["tokens"]
+    assert results[1]["token_loop"] == results[0]["token_loop"]
 
 
 @pytest.mark.parametrize("section", ["completion_stream", "chat_stream"])

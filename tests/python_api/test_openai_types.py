@@ -290,7 +290,6 @@ def test_constructor_of_llama(tiny: TinyModel, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("arguments", "error", "why"),
     [
-        ({"flash_attn": False}, ValueError, "flash_attn"),
         ({"chat_format": "llama-2"}, ValueError, "template"),
         ({"lora_path": "x"}, ValueError, "LoRA"),
         ({"embedding": True}, ValueError, "embeddings"),

@@ -83,6 +83,11 @@ def random_tokens(n: int, seed: int = 0, vocab: int = VOCAB) -> list[int]:
     return [1, *np.random.default_rng(seed).integers(8, vocab, n - 1).tolist()]
 
 
+def text_of(model: Sardine, prompt: list[int], **options: Any) -> str:
+    """The text that continues token ids."""
+    return "".join(model.stream_generate(prompt, **options))
+
+
 def nmse(found: NDArray[Any], expected: NDArray[Any]) -> float:
     """Squared error over the expected values' squares."""
     a, b = np.asarray(found, np.float64), np.asarray(expected, np.float64)

@@ -39,6 +39,7 @@ class SardineFfn(nn.Module):
             self.positions = order[: atoms.shape[1]]
         self.last_ids = torch.empty(0)
         self.last_weights = torch.empty(0)
+        self.last_logits = torch.empty(0)
 
     def deltas(self, values: Tensor) -> list[Tensor]:
         """The three matrices' changes for one value vector [n]."""
@@ -48,14 +49,18 @@ class SardineFfn(nn.Module):
         parts = torch.split(flat, sizes)
         return [part.view_as(w) for part, w in zip(parts, self.base, strict=True)]
 
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Clamped logits [batch, tokens, E] -> ids and weights, each [batch, tokens, top_k]."""
+        top, ids = torch.topk(logits, self.top_k, dim=-1)
+        return ids, torch.softmax(top, dim=-1)
+
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, tokens, H] -> [batch, tokens, H]"""
         gate, up, down = self.base
         if self.mode == "off":
             return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
-        logits = torch.clamp(F.linear(x, self.router), -50, 50)
-        top, ids = torch.topk(logits, self.top_k, dim=-1)
-        weights = torch.softmax(top, dim=-1)
+        self.last_logits = F.linear(x, self.router)[0]
+        ids, weights = self.choose(torch.clamp(F.linear(x, self.router), -50, 50))
         self.last_ids, self.last_weights = ids[0], weights[0]
         if self.mode == "gain":
             y = F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)

@@ -125,7 +125,7 @@ def test_bad_ids_elsewhere(tiny: TinyModel) -> None:
             with pytest.raises(ValueError, match=r"token|vocabulary"):
                 m.detokenize([bad])
             with pytest.raises(ValueError, match=r"token|vocabulary"):
-                m.generate([1, bad], max_tokens=1)
+                list(m.generate([1, bad], max_tokens=1))
 
 
 def test_context_overflow(tiny: TinyModel) -> None:
@@ -276,11 +276,12 @@ def test_without_tokenizer(workshop: Path) -> None:
     convert(folder / "base", folder / "srde.pt", folder / "model.gguf", outtype="f32", n_threads=2)
     with Sardine(folder / "model.gguf") as m:
         assert m.eval([1, 8]).shape == (2, VOCAB)
+        assert len(list(m.generate([1, 8], max_tokens=2))) <= 2
         for call in (
             lambda: m.tokenize("a"),
             lambda: m.generate("a"),
             lambda: m.detokenize([9]),
-            lambda: m.generate([1, 8], max_tokens=2),
+            lambda: list(m.stream_generate([1, 8], max_tokens=2)),
         ):
             with pytest.raises(ValueError, match="no tokenizer"):
                 call()

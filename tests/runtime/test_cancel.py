@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from models import TinyModel, make_model, random_tokens
 from sardine_gguf import Cancelled, Sardine, _native
-from sardine_gguf.generation import Generation
+from sardine_gguf.generation import Generation, TokenLoop
+from sardine_gguf.logprobs import TokenLogprob, token_logprob
 
 PROMPT = random_tokens(100, seed=40)
 
@@ -82,11 +83,13 @@ def test_an_exception_in_a_callback(model: Sardine, wide: TinyModel) -> None:
             raise LookupError("enough")
 
     generation = Generation(
-        model.model,
-        model.session,
-        PROMPT,
-        model.sampling.override(seed=1).sampler(model.model, model.n_ctx),
-        on_token=on_token,
+        TokenLoop(
+            model.model,
+            model.session,
+            PROMPT,
+            model.sampling.override(seed=1).sampler(model.model, model.n_ctx),
+            on_token=on_token,
+        )
     )
     with pytest.raises(LookupError, match="enough"):
         list(generation)
@@ -115,6 +118,27 @@ def test_cancel_from_a_callback(model: Sardine, wide: TinyModel) -> None:
     with pytest.raises(Cancelled):
         consume()
     assert len(generation.tokens) < 10
+    check(model, wide)
+
+
+def test_cancel_between_two_parts_of_a_prompt(
+    model: Sardine, wide: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With logprobs of the prompt there is other work between its evaluations: a cancel() then counts too."""
+    told = 0
+
+    def tell(*arguments: object) -> TokenLogprob:
+        nonlocal told
+        told += 1
+        if told == 10:
+            model.cancel()
+        return token_logprob(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("sardine_gguf.token_loop.token_logprob", tell)
+    generation = model.start(PROMPT, temperature=0, logprobs=0, prompt_logprobs=True, max_tokens=1)
+    with pytest.raises(Cancelled):
+        next(generation)
+    assert told <= 64
     check(model, wide)
 
 
@@ -278,6 +302,32 @@ def test_1000_contexts_leave_nothing(wide: TinyModel) -> None:
         check_no_leak(once, 1000, 196_608)
 
 
+def test_an_abandoned_generation_lets_go_of_its_context(wide: TinyModel) -> None:
+    """At once, not when the garbage collector comes by: a context may be gigabytes."""
+    messages = [{"role": "user", "content": "the rain"}]
+    uses: list[Callable[[Sardine], object]] = [
+        lambda m: m.start(PROMPT),
+        lambda m: next(m.start(PROMPT, seed=1)),
+        lambda m: next(iter(m.stream_generate(PROMPT, seed=1))),
+        lambda m: next(iter(m.generate_tokens(PROMPT, seed=1))),
+        lambda m: list(m.generate_tokens(PROMPT, seed=1, max_tokens=2)),
+        lambda m: next(iter(m.create_chat_completion(messages, stream=True, seed=1))),
+        lambda m: next(iter(m("the", stream=True, seed=1))),
+        lambda m: m.create_chat_completion(messages, max_tokens=2),
+    ]
+    gc.collect()
+    before = handles()
+    gc.disable()
+    try:
+        for use in uses:
+            m = wide.open()
+            use(m)
+            m.close()
+            assert handles() == before
+    finally:
+        gc.enable()
+
+
 def test_100_models_leave_nothing(wide: TinyModel) -> None:
     """Each reads the whole file and has two contexts."""
 
@@ -287,6 +337,6 @@ def test_100_models_leave_nothing(wide: TinyModel) -> None:
             m.session.decode([1, 8, 9])
             other.session.decode([1, 8])
             if i % 2:
-                m.generate([1, 9], max_tokens=3)
+                list(m.generate([1, 9], max_tokens=3))
 
     check_no_leak(once, 100, wide.gguf.stat().st_size)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from gguf_mutate import Gguf
-from models import TinyModel
+from models import TinyModel, text_of
 from sardine_gguf import FormatError, Sardine
 
 INST, END_INST, SYSTEM, END_SYSTEM = 3, 4, 5, 6
@@ -166,7 +166,7 @@ def test_completion_shape(tiny: TinyModel) -> None:
         assert choice["finish_reason"] == "length"
         prompt = m.chat_template.encode(USER)
         check_usage(answer["usage"], len(prompt), 6)
-        expected = m.generate(prompt, max_tokens=6, temperature=0)
+        expected = text_of(m, prompt, max_tokens=6, temperature=0)
         assert choice["message"]["content"] == expected
 
 

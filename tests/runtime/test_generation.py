@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TinyModel, random_tokens
+from models import TinyModel, random_tokens, text_of
 from sardine_gguf import SamplingOptions, Sardine
 from sardine_gguf.generation import TextFilter
 
@@ -30,14 +30,14 @@ def test_greedy_is_argmax(tiny: TinyModel) -> None:
 def test_seeds(tiny: TinyModel) -> None:
     """The same seed gives the same text, another one another, whatever ran before."""
     with tiny.open() as m:
-        texts = [m.generate(PROMPT, max_tokens=30, temperature=1.5, seed=s) for s in (5, 6, 5)]
+        texts = [text_of(m, PROMPT, max_tokens=30, temperature=1.5, seed=s) for s in (5, 6, 5)]
         m.eval([8, 9])
-        texts.append(m.generate(PROMPT, max_tokens=30, temperature=1.5, seed=5))
+        texts.append(text_of(m, PROMPT, max_tokens=30, temperature=1.5, seed=5))
         assert texts[0] == texts[2] == texts[3]
         assert texts[0] != texts[1]
-        assert len({m.generate(PROMPT, max_tokens=30, temperature=1.5) for _ in range(4)}) > 1
+        assert len({text_of(m, PROMPT, max_tokens=30, temperature=1.5) for _ in range(4)}) > 1
     with tiny.open(seed=5) as m:
-        assert m.generate(PROMPT, max_tokens=30, temperature=1.5) == texts[0]
+        assert text_of(m, PROMPT, max_tokens=30, temperature=1.5) == texts[0]
 
 
 def test_stream_joins_to_the_text(tiny: TinyModel) -> None:
@@ -47,7 +47,7 @@ def test_stream_joins_to_the_text(tiny: TinyModel) -> None:
             options = {"max_tokens": 60, "temperature": 2.0, "seed": seed}
             pieces = list(m.stream_generate(PROMPT, **options))  # type: ignore[arg-type]
             assert all(pieces)
-            assert "".join(pieces) == m.generate(PROMPT, **options)  # type: ignore[arg-type]
+            assert "".join(pieces) == text_of(m, PROMPT, **options)  # type: ignore[arg-type]
 
 
 def test_max_tokens(tiny: TinyModel) -> None:
@@ -98,17 +98,16 @@ def test_stop_strings(tiny: TinyModel) -> None:
             found = m.start(PROMPT, max_tokens=40, temperature=0, stop=stop)
             assert "".join(p for _, p in found) == full[: full.index(stop)]
             assert found.finish_reason == "stop"
-        assert m.generate(PROMPT, max_tokens=40, temperature=0, stop=["\0never"]) == full
+        assert text_of(m, PROMPT, max_tokens=40, temperature=0, stop=["\0never"]) == full
         with pytest.raises(ValueError, match="empty"):
-            m.generate(PROMPT, stop=["a", ""])
+            text_of(m, PROMPT, stop=["a", ""])
 
 
 def test_empty_prompts(tiny: TinyModel) -> None:
     """Empty text begins with BOS; no ids at all are refused."""
     with tiny.open() as m:
-        assert m.generate("", max_tokens=3, temperature=0) == m.generate(
-            [1], max_tokens=3, temperature=0
-        )
+        found = m.generate("", max_tokens=3, temperature=0)
+        assert found == text_of(m, [1], max_tokens=3, temperature=0)
         with pytest.raises(ValueError, match="empty"):
             m.generate([])
 
@@ -179,7 +178,7 @@ def test_callback_errors_pass_through(tiny: TinyModel) -> None:
 
         with pytest.raises(ZeroDivisionError):
             consume()
-        assert m.generate(PROMPT, max_tokens=5, temperature=0)
+        assert text_of(m, PROMPT, max_tokens=5, temperature=0)
 
 
 # ---- TextFilter ----

@@ -190,3 +190,79 @@ def test_the_need_is_a_bound(
         free(0)
         m.session.decode(random_tokens(min(n_ctx, 100)))
         assert m.session.memory_bytes <= total
+
+
+def write_groups(folder: Path, files: dict[str, object]) -> Path:
+    """A tree as it is mounted at /sys/fs/cgroup."""
+    for name, value in files.items():
+        path = folder / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{value}\n")
+    return folder
+
+
+def second(
+    path: str, limit: object, used: int, inactive: int = 0, active: int = 0
+) -> dict[str, object]:
+    """The files of a group of version 2."""
+    stat = f"anon 7\nfile 9\ninactive_file {inactive}\nactive_file {active}"
+    return {
+        f"{path}/memory.max": limit,
+        f"{path}/memory.current": used,
+        f"{path}/memory.stat": stat,
+    }
+
+
+def first(
+    path: str, limit: int, used: int, inactive: int = 0, active: int = 0
+) -> dict[str, object]:
+    """The files of a group of version 1, whose own counts leave out the groups below it."""
+    stat = f"cache 9\ninactive_file 1\ntotal_inactive_file {inactive}\ntotal_active_file {active}"
+    return {
+        f"memory{path}/memory.limit_in_bytes": limit,
+        f"memory{path}/memory.usage_in_bytes": used,
+        f"memory{path}/memory.stat": stat,
+    }
+
+
+UNLIMITED_FIRST = 9223372036854771712  # how version 1 spells it
+NONE = 2**64 - 1
+OTHERS = "11:cpu,cpuacct:/a\n3:memorylike:/b\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "groups", "expected"),
+    [
+        ({}, "0::/", NONE),
+        (second("", 1000, 400), "0::/", 600),
+        (second("", 1000, 400, 150, 50), "0::/", 800),
+        (second("", 1000, 400, 900, 50), "0::/", 1000),
+        (second("", "max", 400), "0::/", NONE),
+        (second("", 1000, 1200), "0::/", 0),
+        (second("/a/b", 1000, 400), "0::/a/b", 600),
+        (second("/a", 500, 400) | second("/a/b", 1000, 300), "0::/a/b", 100),
+        (second("/a", "max", 400) | second("/a/b", 1000, 300), "0::/a/b", 700),
+        (second("/a/b", 1000, 400), "0::/a", NONE),
+        (second("/a", 1000, 400), "0::/../a", NONE),
+        (second("", 1000, 100), "0::/docker/not/here", 900),
+        (first("", 1000, 400), "9:memory:/", 600),
+        (first("", 1000, 400, 150, 50), "9:memory:/docker/1", 800),
+        (first("", UNLIMITED_FIRST, 400), "9:memory:/", UNLIMITED_FIRST - 400),
+        (first("/a", 500, 400) | first("/a/b", 1000, 300), OTHERS + "9:hugetlb,memory:/a/b", 100),
+        (first("/a", 500, 400), OTHERS + "4:blkio:/a", NONE),
+        (first("/a", 500, 400) | second("/u", 300, 200), "0::/u\n9:memory:/a", 100),
+        (second("", 1000, 400), "nonsense\n:\n\n", 600),
+        ({"memory.max": "many", "memory.current": 3}, "0::/", NONE),
+        ({"memory.max": "1000"}, "0::/", NONE),
+    ],
+)
+def test_control_groups(
+    tmp_path: Path, files: dict[str, object], groups: str, expected: int
+) -> None:
+    """Of both versions: the least that the process's group and those above leave; cached pages are free."""
+    mount = write_groups(tmp_path / "cgroup", files)
+    mount.mkdir(exist_ok=True)
+    names = tmp_path / "self"
+    names.write_text(groups + "\n")
+    assert _native.cgroup_memory(str(mount), str(names)) == expected
+    assert _native.cgroup_memory(str(mount), str(tmp_path / "missing")) >= expected

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import TinyModel, make_model, random_tokens
+from models import TinyModel, make_model, random_tokens, text_of
 from sardine_gguf import BusyError, Cancelled, Sardine, _libs
 
 
@@ -151,11 +151,11 @@ def test_contexts_in_threads(tiny: TinyModel) -> None:
     """A context for each thread: the results of one after another."""
     prompts = [random_tokens(50, seed) for seed in range(6)]
     with tiny.open() as m:
-        expected = [m.generate(p, max_tokens=12, temperature=0) for p in prompts]
+        expected = [text_of(m, p, max_tokens=12, temperature=0) for p in prompts]
 
     def work(prompt: list[int]) -> str:
         with tiny.open(n_threads=1) as own:
-            return own.generate(prompt, max_tokens=12, temperature=0)
+            return text_of(own, prompt, max_tokens=12, temperature=0)
 
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(work, prompts)) == expected
@@ -221,10 +221,10 @@ def test_interrupted_generation(heavy: Sardine) -> None:
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        heavy.generate(LONG[:7000], max_tokens=4, temperature=0)
-    first = heavy.generate(PREFIX, max_tokens=8, temperature=0)
+        text_of(heavy, LONG[:7000], max_tokens=4, temperature=0)
+    first = text_of(heavy, PREFIX, max_tokens=8, temperature=0)
     heavy.reset()
-    assert heavy.generate(PREFIX, max_tokens=8, temperature=0) == first
+    assert text_of(heavy, PREFIX, max_tokens=8, temperature=0) == first
 
 
 _REPLACED = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from models import TinyModel, random_tokens
+from models import TinyModel, random_tokens, text_of
 from sardine_gguf import Sardine
 
 
@@ -51,10 +51,10 @@ def test_prompts_do_not_evict_the_decode_graph(wide: TinyModel) -> None:
 def test_a_generation_builds_two_graphs(wide: TinyModel) -> None:
     """Prompt and tokens; a second one on the same context none for its tokens."""
     with wide.open(kv_type="f16") as m:
-        m.generate(random_tokens(30), max_tokens=40, temperature=0)
+        text_of(m, random_tokens(30), max_tokens=40, temperature=0)
         before = built(m)
         assert before == 2
-        m.generate(random_tokens(30, seed=3), max_tokens=40, temperature=0)
+        text_of(m, random_tokens(30, seed=3), max_tokens=40, temperature=0)
         assert built(m) == before
 
 

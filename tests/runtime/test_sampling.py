@@ -12,9 +12,10 @@ import pytest
 from gguf_mutate import Gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import VOCAB, TinyModel, random_tokens
+from models import VOCAB, TinyModel, random_tokens, text_of
 from numpy.typing import NDArray
 from sardine_gguf import FormatError, SamplingOptions, Sardine
+from sardine_gguf.sampler_order import DEFAULT_ORDER, sampler_order
 from sardine_gguf.sampling import SAMPLING_NAMES
 
 Array = NDArray[np.float64]
@@ -189,23 +190,28 @@ def libllama_chain(n_vocab: int, options: dict[str, Any]) -> Any:
         init = getattr(llama_cpp, f"llama_sampler_init_{name}")
         llama_cpp.llama_sampler_chain_add(chain, init(*arguments))
 
-    add(
-        "penalties", n_vocab, o["repeat_last_n"], o["repeat_penalty"], o["frequency_penalty"],
-        o["presence_penalty"],
+    penalties = (
+        n_vocab, o["repeat_last_n"], o["repeat_penalty"], o["frequency_penalty"], o["presence_penalty"],
     )  # fmt: skip
     if o["mirostat_mode"]:
+        add("penalties", *penalties)
         add("temp", o["temperature"])
         if o["mirostat_mode"] == 1:
             add("mirostat", n_vocab, o["seed"], o["mirostat_tau"], o["mirostat_eta"], 100)
         else:
             add("mirostat_v2", o["seed"], o["mirostat_tau"], o["mirostat_eta"])
         return chain
-    add("top_k", o["top_k"])
-    add("typical", o["typical_p"], 1)
-    add("top_p", o["top_p"], 1)
-    add("min_p", o["min_p"], 1)
-    add("xtc", o["xtc_probability"], o["xtc_threshold"], 1, o["seed"])
-    add("temp", o["temperature"])
+    arguments: dict[str, tuple[str, tuple[Any, ...]]] = {
+        "penalties": ("penalties", penalties),
+        "top_k": ("top_k", (o["top_k"],)),
+        "typ_p": ("typical", (o["typical_p"], 1)),
+        "top_p": ("top_p", (o["top_p"], 1)),
+        "min_p": ("min_p", (o["min_p"], 1)),
+        "xtc": ("xtc", (o["xtc_probability"], o["xtc_threshold"], 1, o["seed"])),
+        "temperature": ("temp", (o["temperature"],)),
+    }
+    for name in o["samplers"]:
+        add(arguments[name][0], *arguments[name][1])
     add("dist", o["seed"])
     return chain
 
@@ -234,7 +240,22 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+# In an order of their own, or without some; every option on.
+EVERY: dict[str, Any] = {
+    "temperature": 1.7, "top_k": 20, "typical_p": 0.9, "top_p": 0.8, "min_p": 0.1, "xtc_probability": 0.5,
+    "xtc_threshold": 0.05, "repeat_penalty": 1.5, "frequency_penalty": 0.3,
+}  # fmt: skip
+ORDERS = [
+    (),
+    ("temperature",),
+    ("temperature", "min_p"),
+    ("top_k", "top_k", "temperature", "temperature"),
+    ("xtc", "min_p", "penalties", "top_k"),
+    tuple(reversed(DEFAULT_ORDER)),
+]
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, *({**EVERY, "samplers": o} for o in ORDERS)])
 def test_equals_libllama(options: dict[str, Any]) -> None:
     """The same seed draws the same tokens as a chain that llama_cpp put together."""
     options = {**options, "seed": 42}
@@ -251,6 +272,72 @@ def test_equals_libllama(options: dict[str, Any]) -> None:
         logits = (3 * rng.standard_normal(60)).astype(np.float32)
         assert ours.sample_logits(logits) == libllama_sample(theirs, logits)
     llama_cpp.llama_sampler_free(theirs)
+
+
+def test_an_order_shows() -> None:
+    """min_p before a high temperature drops what it keeps after it; what is not named does nothing."""
+    options: dict[str, Any] = {"temperature": 50.0, "min_p": 0.7}
+    check(frequencies(**options, samplers=["temperature", "min_p"]), P ** (1 / 50))
+    check(frequencies(**options, samplers="min_p;temp"), np.where(P >= 0.28, P, 0) ** (1 / 50))
+    check(frequencies(**options, samplers="min_p"), np.where(P >= 0.28, P, 0))
+    check(frequencies(**options, samplers=[]), P)
+    assert frequencies(temperature=0.0, samplers=[])[1] == 1
+    assert after([0], presence_penalty=5.0) == 1
+    assert after([0], presence_penalty=5.0, samplers=["temperature"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "order"),
+    [
+        ("", DEFAULT_ORDER),
+        ("penalties;dry;top_n_sigma;top_k;typ_p;top_p;min_p;xtc;temperature", DEFAULT_ORDER),
+        ("Top-K;topp;MINP;temp;typ;nucleus;", ("top_k", "top_p", "min_p", "temperature", "typ_p", "top_p")),
+        ("dry", ()),
+    ],
+)  # fmt: skip
+def test_spellings_of_an_order(text: str, order: tuple[str, ...]) -> None:
+    """llama.cpp's names and its other spellings; samplers that nothing here turns on are off there too."""
+    assert sampler_order(text) == order
+    assert sampler_order(order) == order
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        ("top_k;infill", "'infill'.*not supported"),
+        (["adaptive-p"], "not supported"),
+        ("top_k;nonsense", "'nonsense'.*not known.*top_k"),
+        (["top_k"] * 33, "33 names"),
+    ],
+)
+def test_refused_orders(small: TinyModel, tmp_path: Any, names: Any, why: str) -> None:
+    """A ValueError from a call, a FormatError from a file."""
+    with pytest.raises(ValueError, match=why):
+        SamplingOptions(samplers=names).sampler(4, 64)
+    with small.open() as m, pytest.raises(ValueError, match=why):
+        m.start([1, 2], samplers=names)
+    text = names if isinstance(names, str) else ";".join(names)
+    path = with_key(small.gguf, tmp_path / "m.gguf", "general.sampling.sequence", "str", text)
+    with pytest.raises(FormatError, match=why) as caught:
+        Sardine(path)
+    assert caught.value.field == "general.sampling.sequence"
+
+
+def test_order_of_the_file(small: TinyModel, tmp_path: Any) -> None:
+    """general.sampling.sequence is the default; a call may name another."""
+    key = "general.sampling.sequence"
+    path = with_key(small.gguf, tmp_path / "m.gguf", key, "str", "temperature;min-p")
+    options: dict[str, Any] = {"temperature": 3.0, "min_p": 0.1, "seed": 5, "max_tokens": 30}
+    prompt = [1, 8, 9]
+
+    def tokens(m: Sardine, **more: Any) -> list[int]:
+        return list(m.generate_tokens(prompt, **options, **more))
+
+    with Sardine(path) as m, Sardine(small.gguf) as plain:
+        assert m.sampling == SamplingOptions(samplers=("temperature", "min_p"))
+        assert tokens(m) == tokens(plain, samplers="temperature;min_p")
+        assert tokens(m, samplers=DEFAULT_ORDER) == tokens(plain)
+        assert tokens(m) != tokens(plain)
 
 
 @settings(max_examples=200, deadline=None)
@@ -272,6 +359,7 @@ def test_equals_libllama(options: dict[str, Any]) -> None:
             "mirostat_mode": st.integers(0, 2),
             "mirostat_tau": st.floats(0, 100),
             "mirostat_eta": st.floats(0, 100),
+            "samplers": st.lists(st.sampled_from(DEFAULT_ORDER), max_size=10),
             "logit_bias": st.dictionaries(
                 st.integers(0, 11), st.floats(-100, 100) | st.just(-np.inf), max_size=11
             ),
@@ -293,7 +381,9 @@ def test_any_options(options: dict[str, Any], logits: list[float]) -> None:
         assert options.get("logit_bias", {}).get(token) != -np.inf
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLING_NAMES - {"grammar", "logit_bias", "top_k"}))
+@pytest.mark.parametrize(
+    "name", sorted(SAMPLING_NAMES - {"grammar", "logit_bias", "samplers", "top_k"})
+)
 def test_ranges(name: str) -> None:
     """ValueError that names the option, for numbers beyond its range or that are none."""
     whole = name in ("repeat_last_n", "mirostat_mode", "seed")
@@ -331,7 +421,7 @@ def first_tokens(seed: int) -> list[int]:
 # ---- through a model ----
 
 
-def with_key(path: Any, out: Any, key: str, kind: str, value: float) -> Any:
+def with_key(path: Any, out: Any, key: str, kind: str, value: float | str) -> Any:
     g = Gguf.parse(path.read_bytes())
     g.set(key, kind, value)
     out.write_bytes(g.build())
@@ -378,7 +468,7 @@ def test_options_reach_the_sampler(tiny: TinyModel) -> None:
         {"xtc_probability": 1.0, "xtc_threshold": 0.001}, {"repeat_penalty": 5.0},
         {"presence_penalty": 5.0}, {"frequency_penalty": 5.0}, {"mirostat_mode": 1, "mirostat_tau": 1.0},
         {"mirostat_mode": 2, "mirostat_tau": 1.0}, {"logit_bias": {"9": 100.0}}, {"seed": 4},
-        {"grammar": 'root ::= [a-z]+'},
+        {"grammar": 'root ::= [a-z]+'}, {"samplers": []},
     ]  # fmt: skip
     with tiny.open() as m:
 
@@ -418,7 +508,7 @@ def test_generate_tokens(tiny: TinyModel) -> None:
     with tiny.open() as m:
         options: dict[str, Any] = {"max_tokens": 20, "seed": 2}
         ids = list(m.generate_tokens(random_tokens(10), **options))
-        assert m.detokenize(ids) == m.generate(random_tokens(10), **options)
+        assert m.detokenize(ids) == text_of(m, random_tokens(10), **options)
         assert 0 < len(ids) <= 20
         assert all(0 <= t < VOCAB for t in ids)
 
@@ -427,7 +517,7 @@ def test_generate_tokens(tiny: TinyModel) -> None:
     ("options", "error", "why"),
     [
         ({"temprature": 1}, TypeError, "did you mean temperature"),
-        ({"temp": 1}, TypeError, "did you mean temperature"),
+        ({"tempe": 1}, TypeError, "did you mean temperature"),
         ({"tfs_z": 0.5}, ValueError, "tfs_z.*removed"),
         ({"logits_processor": [abs]}, ValueError, "logits_processor"),
         ({"grammar": 3}, TypeError, "GBNF"),

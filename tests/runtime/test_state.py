@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import TinyModel, make_model, random_tokens
+from models import TinyModel, make_model, random_tokens, text_of
 from sardine_gguf import BusyError, ContextOverflow, FormatError, Sardine
 from sardine_gguf.convert import convert, write_base
 
 TOKENS = random_tokens(120, seed=31)
-HEADER = struct.Struct("<8sIIIIIIQQQQ")
+HEADER = struct.Struct("<8sIIIIIIQQQQII")
 FIELDS = (
     "magic",
     "version",
@@ -29,6 +29,8 @@ FIELDS = (
     "model_hash",
     "n_tokens",
     "n_logits",
+    "n_weights",
+    "n_bias",
 )
 
 
@@ -98,9 +100,9 @@ def test_generations_go_on_alike(wide: TinyModel) -> None:
         m.eval(TOKENS)
         state = m.save_state()
         options = {"max_tokens": 20, "temperature": 1.0, "seed": 5}
-        first = m.generate([*TOKENS, 9, 10], **options)  # type: ignore[arg-type]
+        first = text_of(m, [*TOKENS, 9, 10], **options)  # type: ignore[arg-type]
         m.load_state(state)
-        assert m.generate([*TOKENS, 9, 10], **options) == first  # type: ignore[arg-type]
+        assert text_of(m, [*TOKENS, 9, 10], **options) == first  # type: ignore[arg-type]
 
 
 def test_empty_and_truncated_contexts(wide: TinyModel) -> None:
@@ -150,7 +152,7 @@ def refuse(
     ("changes", "error", "match"),
     [
         ({"magic": b"SARDSTAU"}, FormatError, "no saved state"),
-        ({"version": 2}, FormatError, "version 2.*reads 1"),
+        ({"version": 3}, FormatError, "version 3.*reads 2"),
         ({"version": 0}, FormatError, "version 0"),
         ({"kv_type": 0}, FormatError, "kv_type is 'f32'.*'f16'"),
         ({"kv_type": 8}, FormatError, "kv_type is 'q8_0'.*'f16'"),
@@ -171,6 +173,10 @@ def refuse(
         ({"n_logits": 0}, FormatError, "truncated or damaged"),
         ({"n_logits": 319}, FormatError, "319 logits"),
         ({"n_logits": 2**64 - 1}, FormatError, "logits"),
+        ({"n_weights": 3}, FormatError, "steers 3 experts.*has 4"),
+        ({"n_weights": 4}, FormatError, "truncated or damaged"),
+        ({"n_bias": 4}, FormatError, "truncated or damaged"),
+        ({"n_bias": 2**32 - 1}, FormatError, "steers 4294967295 experts"),
     ],
 )
 def test_wrong_headers(

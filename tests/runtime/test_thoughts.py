@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sardine_gguf import Sardine
 from sardine_gguf.convert import write_base
-from sardine_gguf.generation import Generation
+from sardine_gguf.generation import Generation, TokenLoop
 from sardine_gguf.thoughts import ThoughtBudget
 
 BASE = Path(__file__).parents[2] / "examples" / "tiny-sardine" / "base"
@@ -70,13 +70,15 @@ def scripted(
     think = model.think_tokens
     assert think == (THINK, END_THINK)
     return Generation(
-        model.model,
-        model.session,
-        list(prompt),
-        Script(tokens),  # type: ignore[arg-type]
-        think=think,
-        thoughts=ThoughtBudget(think, budget, prompt),
-        **options,
+        TokenLoop(
+            model.model,
+            model.session,
+            list(prompt),
+            Script(tokens),  # type: ignore[arg-type]
+            think=think,
+            thoughts=ThoughtBudget(think, budget, prompt),
+            **options,
+        )
     )
 
 
@@ -123,7 +125,7 @@ def test_budget_is_counted_exactly(model: Sardine, budget: int) -> None:
     g = scripted(model, [THINK, *words[:budget], *answer], budget)
     found = channels(g)
     assert g.tokens == [THINK, *words[:budget], END_THINK, *answer]
-    assert g._sampler.asked == len(g.tokens) - 1  # type: ignore[attr-defined]
+    assert g._loop._sampler.asked == len(g.tokens) - 1  # type: ignore[attr-defined]
     assert found == {"content": "12", "reasoning": model.detokenize(words[:budget])}
     assert g.timings.completion_tokens == len(g.tokens)
 

@@ -30,6 +30,9 @@ struct SamplerOptions {
     float mirostat_tau = 5.0f;
     float mirostat_eta = 0.1f;
     uint32_t seed = 0;
+    // llama.cpp's names, in the order in which they are applied; those left out are not.
+    std::vector<std::string> samplers = {"penalties", "top_k", "typ_p",      "top_p",
+                                         "min_p",     "xtc",   "temperature"};
     std::vector<llama_logit_bias> logit_bias;  // finite, or -infinity: never
     std::string grammar;                       // GBNF with a rule root; "": none
 };
@@ -57,6 +60,7 @@ class Sampler {
     using Owned = std::unique_ptr<llama_sampler, Free>;
 
     void add_grammar(const std::string& text);
+    void add_ordered(const SamplerOptions& o);
     int32_t choose(std::span<const float> logits, bool constrained);
     bool allowed_by_grammar(int32_t token);
 

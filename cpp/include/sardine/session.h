@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "sardine/model.h"
+#include "sardine/steering.h"
 
 namespace sardine {
 
@@ -31,6 +33,7 @@ constexpr int64_t kAutoContext = -1;
 constexpr double kAutoMargin = 0.125, kAutoMarginBytes = 128.0 * 1024 * 1024;
 
 class Engine;
+class Profile;
 class StateReader;
 class StateWriter;
 
@@ -69,20 +72,35 @@ class Session {
     // Logits after the last token [n_vocab]; empty before the first eval and after a truncation.
     std::span<const float> last_logits() const { return last_logits_; }
 
-    // Of the last eval, each [n_layers_with_experts, n_tokens, k]; empty with mode off.
+    // Of the last eval, ids and weights [n_layers_with_experts, n_tokens, k]; empty with mode off. k is the
+    // model's, or how many experts a steering leaves. Logits are the router's own, not clamped nor biased,
+    // [n_layers_with_experts, n_tokens, n_expert], empty unless they are kept.
     struct Routing {
         int64_t n_layers = 0, n_tokens = 0, k = 0;
         std::vector<int32_t> ids;
         std::vector<float> weights;
+        std::vector<float> logits;
     };
     const Routing& routing() const { return routing_; }
+    void keep_router_logits(bool keep);
 
-    // The tokens with their keys, values and last logits, as session_state.cpp lays them out. load() gives
-    // the context that save() saw, bit for bit; on an error in the data it changes nothing, on one in reading
-    // it empties the context. Throws FormatError, ContextOverflow, IoError.
+    // Changes the choice of experts. What the context holds was computed with others, so a change empties it.
+    // Throws InvalidArgument, for any steering but none in mode off; InsufficientMemory.
+    void steer(Steering steering);
+    const Steering& steering() const { return steering_; }
+
+    // The tokens with their keys, values and last logits, and the steering that made them, as
+    // session_state.cpp lays them out. load() gives the context that save() saw, bit for bit; on an error in
+    // the data it changes nothing, on one in reading it empties the context. Throws FormatError,
+    // ContextOverflow, IoError.
     uint64_t state_bytes() const;
     void save(StateWriter& out) const;
     void load(StateReader& in);
+
+    // From now on, or no longer, measures where the time goes; profile() is what was found since the last
+    // set_profile(true), empty before: nanoseconds by kind of node.
+    void set_profile(bool on);
+    std::map<std::string, int64_t> profile() const;
 
     // May be called from any thread: stops the running eval soon, and those that began `since` before.
     void cancel() { n_cancels_.fetch_add(1, std::memory_order_relaxed); }
@@ -101,9 +119,12 @@ class Session {
     int n_threads_ = 0;
     DeltaMode mode_;
     std::unique_ptr<Engine> engine_;
+    std::unique_ptr<Profile> profile_;  // null: not measured
     std::vector<int32_t> tokens_;
     std::vector<float> last_logits_;
     Routing routing_;
+    Steering steering_;
+    bool keep_router_logits_ = false;
     Counts counts_;
     std::atomic<uint64_t> n_cancels_{0};
     uint64_t since_ = 0;

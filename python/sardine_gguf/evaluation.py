@@ -1,0 +1,74 @@
+"""Evaluating tokens in a context, and keeping what it holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sardine_gguf.context import load_state, save_state
+from sardine_gguf.expert_methods import ExpertMethods
+from sardine_gguf.expert_settings import ExpertSettings
+
+
+class EvaluationMethods(ExpertMethods):
+    """The context step by step."""
+
+    def eval(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Appends tokens to the context and returns the logits after each, float32 [n_tokens, n_vocab].
+
+        Raises:
+            ContextOverflow: they do not fit; nothing was evaluated.
+            ValueError: there are none, or one is no token id.
+            BusyError: another thread is evaluating.
+        """
+        self._experts.apply(self.session)  # after a call with others, the context is emptied
+        return self.session.eval([int(t) for t in tokens])
+
+    def reset(self) -> None:
+        """Empties the context."""
+        self.session.truncate(0)
+
+    def cancel(self) -> None:
+        """Stops what this context does in another thread, which raises Cancelled there.
+
+        That is an evaluation, a prompt's included, or a generation that has begun, even between two of
+        its tokens. What begins later is not affected.
+        """
+        self.session.cancel()
+
+    @overload
+    def save_state(self) -> bytes: ...
+    @overload
+    def save_state(self, path: str | os.PathLike[str]) -> None: ...
+    def save_state(self, path: str | os.PathLike[str] | None = None) -> bytes | None:
+        """The context's tokens, keys, values, last logits and `experts`, as bytes or to a file.
+
+        The file appears complete or not at all, and replaces any before. It fits this model file,
+        `delta_mode` and `kv_type` only.
+
+        Raises:
+            OSError: the file cannot be written.
+            BusyError: another thread is evaluating.
+        """
+        if path is None:
+            return self.session.save_bytes()
+        save_state(self.session, path)
+        return None
+
+    def load_state(self, state: bytes | bytearray | memoryview | str | os.PathLike[str]) -> None:
+        """Takes the context from what `save_state` returned or wrote: what follows is the same, bit for bit.
+
+        So `experts` become those of the state. On an error the context is as before.
+
+        Raises:
+            FormatError: it is damaged, or of another model, `delta_mode` or `kv_type`.
+            ContextOverflow: it has more tokens than n_ctx.
+            OSError: the file cannot be read.
+            BusyError: another thread is evaluating.
+        """
+        load_state(self.session, state)
+        self._experts = ExpertSettings.of(self.session)

@@ -1,0 +1,136 @@
+"""The texts of a routing report: where they come from, and their routes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sardine_gguf.errors import FormatError
+from sardine_gguf.model import Sardine
+from sardine_gguf.routes import Routes
+
+MAX_PROMPTS = 10_000
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to route.
+
+    Attributes:
+        group: what it belongs to, for instance a domain; its figures are also given for the whole group.
+        title: what it is called in the report.
+    """
+
+    group: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class RoutedPrompt:
+    """A text's tokens with their routes.
+
+    Attributes:
+        tokens: ids. pieces: what each stands for, bytes that are no whole character as "\\xe2".
+    """
+
+    prompt: Prompt
+    tokens: list[int]
+    pieces: list[str]
+    routes: Routes
+
+
+def file_prompt(path: str) -> Prompt:
+    """A file's whole text, named like the file.
+
+    Raises:
+        OSError, FormatError: it cannot be read, or is not UTF-8.
+    """
+    text = _utf8(path)
+    name = Path(path).name
+    return Prompt(name, name, text)
+
+
+def text_prompt(text: str) -> Prompt:
+    """A text given on the command line, a group of its own."""
+    title = one_line(text)
+    return Prompt(title, title, text)
+
+
+def read_prompts(path: str) -> list[Prompt]:
+    """Texts by group from a JSON file: {"math": ["What is 2 + 2?", ...], "code": "..."}.
+
+    Raises:
+        OSError: it cannot be read.
+        FormatError: it is not such a file.
+    """
+
+    def fail(what: str) -> FormatError:
+        return FormatError(f"{path}: {what}", file=path, field="prompts")
+
+    try:
+        groups = json.loads(_utf8(path))
+    except (ValueError, RecursionError) as e:
+        if isinstance(e, FormatError):
+            raise
+        raise fail(f"the prompts are not JSON: {e}") from None
+    if not isinstance(groups, dict) or not groups:
+        raise fail('expected an object of lists of texts, {"math": ["What is 2 + 2?"], ...}')
+    found = []
+    for group, texts in groups.items():
+        for text in [texts] if isinstance(texts, str) else texts or ():
+            if not isinstance(text, str):
+                raise fail(
+                    f"a text of '{one_line(group)}' is a {type(text).__name__}, expected a string"
+                )
+            found.append(Prompt(one_line(group), one_line(text), text))
+    if not 0 < len(found) <= MAX_PROMPTS:
+        raise fail(f"there are {len(found)} texts, expected 1 to {MAX_PROMPTS:,}")
+    return found
+
+
+def one_line(text: str, longest: int = 80) -> str:
+    """The text's beginning on one line."""
+    line = " ".join(text[: 4 * longest].split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def encode(model: Sardine, prompts: Sequence[Prompt], *, chat: bool) -> list[list[int]]:
+    """Token ids of each text.
+
+    Args:
+        chat: each text is the user's message in the model's chat template; else a plain text, BOS before
+            it if the model wants one.
+
+    Raises:
+        ValueError: a text is empty.
+    """
+    if chat:
+        return [model.chat_template.encode([{"role": "user", "content": p.text}]) for p in prompts]
+    encoded = [model.tokenize(p.text) for p in prompts]
+    for prompt, tokens in zip(prompts, encoded, strict=True):
+        if not tokens:
+            raise ValueError(f"the text '{prompt.title}' is empty: there is nothing to route")
+    return encoded
+
+
+def route(
+    model: Sardine, prompts: Sequence[Prompt], encoded: Sequence[list[int]]
+) -> Iterable[RoutedPrompt]:
+    """Evaluates each text in an empty context."""
+    for prompt, tokens in zip(prompts, encoded, strict=True):
+        model.reset()
+        model.session.decode(tokens)
+        pieces = [model.model.piece(t, True).decode("utf-8", "backslashreplace") for t in tokens]
+        yield RoutedPrompt(prompt, tokens, pieces, model.routes())
+
+
+def _utf8(path: str) -> str:
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise FormatError(
+            f"{path}: the text is not UTF-8 at byte {e.start}: convert it", file=path, field="text"
+        ) from None

@@ -1,0 +1,52 @@
+"""Text to token ids and back."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from sardine_gguf.open_model import OpenModel
+
+
+class TokenMethods(OpenModel):
+    """The model's own tokenizer."""
+
+    def tokenize(self, text: str | bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            text: str, or its UTF-8 bytes.
+            add_bos: put BOS first, if the model wants one.
+            special: read the names of control tokens in the text as those tokens.
+        """
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        return self.model.tokenize(text, add_bos, special)
+
+    def detokenize(
+        self,
+        tokens: Sequence[int],
+        prev_tokens: Sequence[int] | None = None,
+        special: bool = False,
+    ) -> str:
+        """The text of token ids; control tokens are left out unless `special`.
+
+        A token's bytes do not depend on those before it: `prev_tokens` is in llama-cpp-python's place and
+        changes nothing.
+        """
+        return codecs.decode(self.detokenize_bytes(tokens, special), "utf-8", "replace")
+
+    def detokenize_bytes(self, tokens: Sequence[int], special: bool = False) -> bytes:
+        """The same as bytes, which may begin or end inside of a character."""
+        return b"".join(self.model.piece(int(t), special) for t in tokens)
+
+    def token_bos(self) -> int:
+        """Id of the token that begins a text, -1 if there is none."""
+        return self.model.bos
+
+    def token_eos(self) -> int:
+        """Id of the token that ends a text, -1 if there is none."""
+        return self.model.eos
+
+    def token_nl(self) -> int:
+        """Id of the token of a line's end, or of the first byte of it."""
+        return self.tokenize("\n", add_bos=False)[0]
