@@ -47,7 +47,8 @@ SARDINE_DEVICE void lane_products(const Delta& d, int k, const float* routes, in
     }
 }
 
-// Adds up the rows [first, last) of a column block and writes, or from the second block on adds, each to y.
+// Adds up the rows [first, last) of a column block and writes, or from the second block on adds, each to y;
+// base, if not null, comes on top.
 template <ValueType T, int K, SharedPart S>
 SARDINE_DEVICE void stream_rows(const Delta& d, int block, int first, int last, int k, const float* routes,
                                 const float* x, const float* base, float* y, float* products,
@@ -91,10 +92,8 @@ SARDINE_DEVICE void stream_rows(const Delta& d, int block, int first, int last, 
             for (int step = lanes / 2; step > 0; step /= 2) sum += grid::shuffle_xor(sum, step);
             if (mine == 0) sum += carry;
             if (complete && part == 0) {
-                if (block > 0)
-                    y[r] += sum;
-                else
-                    y[r] = base ? base[r] + sum : sum;
+                const float all = block > 0 ? y[r] + sum : sum;
+                y[r] = base ? base[r] + all : all;
             }
             // Rows end in order, so those that are complete come first.
             const int n = grid::count_bits(grid::ballot(complete)) / lanes;
@@ -131,7 +130,8 @@ SARDINE_KERNEL void SARDINE_BOUNDS(kRowsMaxThreads) delta_rows(RowsArgs a) {
             const Delta& d = a.delta[m];
             const int64_t out = static_cast<int64_t>(token) * d.n_rows;
             stream_rows<T, K, S>(d, b, d.warp_rows[share], d.warp_rows[share + 1], a.k, routes, x,
-                                 a.base ? a.base + out : nullptr, a.y[m] + out, products, row_ends);
+                                 a.base && b + 1 == d.n_blocks ? a.base + out : nullptr, a.y[m] + out,
+                                 products, row_ends);
         }
     }
 }

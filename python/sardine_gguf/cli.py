@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from sardine_gguf.gpu_layers import add_gpu_flag
 from sardine_gguf.program import (
     EXIT_CODES,
     EXIT_INTERRUPTED,
@@ -69,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "-t", "--threads", type=int, default=-1, metavar="N", help="CPU threads (-1: all)"
     )
+    add_gpu_flag(p)
     p.add_argument(
         "-s", "--seed", type=int, default=-1, metavar="N", help="random seed (-1: new one)"
     )
@@ -140,6 +142,7 @@ def _load(args: argparse.Namespace, verbose: bool) -> Sardine:
             n_ctx=args.ctx_size or None,
             n_batch=args.batch_size,
             n_threads=None if args.threads == -1 else args.threads,
+            n_gpu_layers=args.n_gpu_layers,
             delta_mode=args.delta_mode,
             kv_type=args.cache_type,
             seed=args.seed,

@@ -84,6 +84,15 @@ class ModelFacts(OpenModel):
         """Names of the experts, in the order of their numbers; empty for a plain base."""
         return list(self.model.experts["names"])
 
+    def _place(self) -> str:
+        n, of = self.model.n_gpu_layers, self.model.hparams["n_layer"] + 1
+        return f"{self.model.gpu}, {n} of {of} layers" if n else "the CPU"
+
+    @property
+    def n_gpu_layers(self) -> int:
+        """Layers on the GPU; the output counts as one."""
+        return self.model.n_gpu_layers
+
     def describe(self) -> str:
         """The file, the base, the experts and the context, in a few lines for people."""
         h, e = self.model.hparams, self.model.experts
@@ -105,7 +114,7 @@ class ModelFacts(OpenModel):
                 f"{path.stat().st_size / 1e6:.1f} MB, {path.name}",
                 *from_file,
                 experts,
-                f"runs:    {self.delta_mode} on the CPU, {self.session.n_threads} threads, "
+                f"runs:    {self.delta_mode} on {self._place()}, {self.session.n_threads} threads, "
                 f"context {self.n_ctx} tokens, {self.session.memory_bytes / 1e6:.0f} MB for it",
             )
         )

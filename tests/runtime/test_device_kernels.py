@@ -28,7 +28,7 @@ def run(problem: Problem, kernel: str, **device: Any) -> list[NDArray[np.float32
     shared = dict(
         zip(("shared", "shared_type", "shared_scale"), problem.shared or (), strict=False)
     )
-    return _native.emulated_delta(
+    return _native.device_delta(
         kernel,
         problem.row_ptr,
         problem.col,
@@ -161,7 +161,7 @@ def route(
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Routes of tokens whose logits are exactly these: x is one, the router's only column holds them."""
     mean = np.linspace(-1, 1, len(logits)).astype(np.float32)
-    return _native.emulated_route(
+    return _native.device_route(
         logits[:, None], np.ones((1, 1), np.float32), k, mean=mean, **options
     )
 
@@ -194,7 +194,7 @@ def test_router_product(n_experts: int) -> None:
     router = rng.standard_normal((n_experts, 300)).astype(np.float32)
     x = rng.standard_normal((3, 300)).astype(np.float32)
     mean = np.zeros(n_experts, np.float32)
-    routes, _, logits = _native.emulated_route(router, x, 1, mean=mean, order="random")
+    routes, _, logits = _native.device_route(router, x, 1, mean=mean, order="random")
     exact = x.astype(np.float64) @ router.T.astype(np.float64)
     bound = 300 * EPS * (abs(x).astype(np.float64) @ abs(router).T.astype(np.float64))
     assert (abs(logits - exact) <= bound).all()

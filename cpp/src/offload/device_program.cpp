@@ -1,0 +1,408 @@
+#include "offload/device_program.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "sardine/error.h"
+
+namespace sardine {
+namespace {
+
+constexpr size_t kLeafAlignment = 256;
+constexpr size_t kNodesOfLayer = 48, kGraphsOfLayer = 4;
+
+// Where tensors lie while memory is only measured; never read.
+char nowhere[kLeafAlignment];
+
+float* floats(const ggml_tensor* t) {
+    return t ? static_cast<float*>(t->data) : nullptr;
+}
+
+}  // namespace
+
+void Arena::place(ggml_tensor* leaf) {
+    const size_t at = used_;
+    used_ += (ggml_nbytes(leaf) + kLeafAlignment - 1) / kLeafAlignment * kLeafAlignment;
+    if (!buffer_)
+        leaf->data = nowhere;
+    else
+        ggml_backend_tensor_alloc(buffer_, leaf, static_cast<char*>(ggml_backend_buffer_get_base(buffer_)) + at);
+}
+
+void Arena::place(ggml_tensor* node, const ggml_tensor* leaf) const {
+    if (!buffer_)
+        node->data = nowhere;
+    else
+        ggml_backend_tensor_alloc(buffer_, node, leaf->data);
+}
+
+// A layer's feed-forward: what acts in it, and where its parts lie.
+struct DeviceProgram::Ffn {
+    const LayerWeights& w;
+    const DeviceExperts& x;
+    bool route, sparse, gain;  // whether the router runs; whether experts change matrices, or the output
+    const float* routes;
+    float* logits;
+
+    // Whether something is added to a matrix's product.
+    bool acts(const device::Delta& d) const { return d.n_rows > 0 && (sparse || d.shared.data); }
+};
+
+bool DeviceProgram::has_launches(int64_t il) const {
+    const DeviceExperts* x = c_->weights->layer(il).experts.get();
+    return x && (routes || x->gate.shared.data || x->up.shared.data || x->down.shared.data);
+}
+
+ggml_tensor* DeviceProgram::leaf(ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2) {
+    ggml_tensor* t = ggml_new_tensor_3d(ctx_.get(), type, ne0, ne1, ne2);
+    arena_.place(t);
+    return t;
+}
+
+ggml_tensor* DeviceProgram::input(ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, const char* name) {
+    ggml_tensor* t = leaf(type, ne0, ne1, ne2);
+    ggml_set_name(t, name);
+    return t;
+}
+
+void DeviceProgram::next_graph() {
+    graph_ = ggml_new_graph_custom(ctx_.get(), graph_size_, false);
+    steps_.push_back({.graph = graph_, .launches = {}});
+}
+
+void DeviceProgram::store(ggml_tensor* node, ggml_tensor* to) {
+    arena_.place(node, to);
+    ggml_build_forward_expand(graph_, node);
+}
+
+void DeviceProgram::launch(std::function<const char*(device::Device&)> f) {
+    steps_.back().launches.push_back(std::move(f));
+}
+
+ggml_tensor* DeviceProgram::rms_norm(ggml_tensor* x, ggml_tensor* weight) {
+    return ggml_mul(ctx_.get(), ggml_rms_norm(ctx_.get(), x, c_->hparams->rms_eps), weight);
+}
+
+ggml_tensor* DeviceProgram::linear(ggml_tensor* weight, ggml_tensor* bias, ggml_tensor* x) {
+    ggml_tensor* y = ggml_mul_mat(ctx_.get(), weight, x);
+    return bias ? ggml_add(ctx_.get(), y, bias) : y;
+}
+
+// As Graph::attention, always ggml's flash attention.
+ggml_tensor* DeviceProgram::attention(const LayerWeights& w, int64_t il, ggml_tensor* x) {
+    ggml_context* ctx = ctx_.get();
+    const HParams& h = *c_->hparams;
+    const int64_t n = shape.n_tokens, hd = h.head_dim;
+    auto rope = [&](ggml_tensor* t) {
+        const RopeParams& r = h.rope;
+        return ggml_rope_ext(ctx, t, positions, c_->weights->rope_freqs(), static_cast<int>(hd),
+                             GGML_ROPE_TYPE_NORMAL, r.n_ctx_orig, r.freq_base, r.freq_scale, r.ext_factor,
+                             r.attn_factor, r.beta_fast, r.beta_slow);
+    };
+    ggml_tensor* q = rope(ggml_reshape_3d(ctx, linear(w.wq, w.bq, x), hd, h.n_head, n));
+    ggml_tensor* k = rope(ggml_reshape_3d(ctx, linear(w.wk, w.bk, x), hd, h.n_head_kv, n));
+    ggml_tensor* v = linear(w.wv, w.bv, x);
+    if (attn_scale) q = ggml_mul(ctx, q, attn_scale);
+
+    ggml_tensor* k_cache = c_->cache->k(il);
+    ggml_tensor* v_cache = c_->cache->v(il);
+    ggml_build_forward_expand(graph_, q);
+    ggml_build_forward_expand(graph_,
+                              ggml_set_rows(ctx, k_cache, ggml_reshape_2d(ctx, k, h.n_embd_kv(), n), kv_rows));
+    ggml_build_forward_expand(graph_, ggml_set_rows(ctx, v_cache, v, kv_rows));
+    auto heads = [&](ggml_tensor* cache) {  // [head_dim, n_kv, n_head_kv]
+        return ggml_view_3d(ctx, cache, hd, shape.n_kv, h.n_head_kv, cache->nb[1],
+                            ggml_row_size(cache->type, hd), 0);
+    };
+    ggml_tensor* out =
+        ggml_flash_attn_ext(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), heads(k_cache), heads(v_cache), mask,
+                            1.0f / std::sqrt(static_cast<float>(hd)), 0.0f, 0.0f);
+    ggml_prec_set_acc(out, GGML_PREC_F32);
+    return linear(w.wo, w.bo, ggml_reshape_2d(ctx, out, hd * h.n_head, n));
+}
+
+void DeviceProgram::launch_route(const Ffn& f) {
+    device::RouteArgs a;
+    a.router = f.x.router;
+    a.x = floats(ffn_in_);
+    a.x_stride = c_->hparams->n_embd;
+    a.n_tokens = static_cast<int32_t>(shape.n_tokens);
+    a.n_cols = static_cast<int32_t>(c_->hparams->n_embd);
+    a.n_experts = f.x.n_experts;
+    a.k = static_cast<int32_t>(c_->k);
+    a.bias = c_->bias;
+    a.forced = c_->forced;
+    a.mean = f.x.mean;
+    a.routes = const_cast<float*>(f.routes);
+    a.gain = f.gain ? floats(gain_) : nullptr;
+    a.logits = f.logits;
+    launch([a](device::Device& d) { return d.route(a); });
+}
+
+void DeviceProgram::launch_halve(const ggml_tensor* x) {
+    const device::HalveArgs a{.x = floats(x),
+                              .x_stride = x->ne[0],
+                              .n_tokens = static_cast<int32_t>(shape.n_tokens),
+                              .n_cols = static_cast<int32_t>(x->ne[0]),
+                              .half = static_cast<uint16_t*>(half_->data),
+                              .scale = floats(half_scale_)};
+    launch([a](device::Device& d) { return d.halve(a); });
+}
+
+// In place on y; `routes` null: the shared part alone.
+void DeviceProgram::launch_tiles(const device::Delta& delta, ggml_tensor* y, const float* routes) {
+    const auto n = static_cast<int32_t>(shape.n_tokens), k = static_cast<int32_t>(routes ? c_->k : 0);
+    const int32_t n_tiles = static_cast<int32_t>(routes ? tiles_->ne[1] : (n + device::kTileTokens - 1) / device::kTileTokens);
+    device::TilesArgs a{.delta = delta,
+                        .y = floats(y),
+                        .half = static_cast<const uint16_t*>(half_->data),
+                        .half_scale = floats(half_scale_),
+                        .n_tokens = n,
+                        .n_tiles = n_tiles,
+                        .k = k,
+                        .j = 0,
+                        .routes = routes,
+                        .tokens = nullptr,
+                        .tiles = nullptr};
+    for (; a.j < std::max(k, 1); ++a.j) {
+        if (routes) {
+            a.tokens = static_cast<const int32_t*>(tokens_->data) + static_cast<int64_t>(a.j) * n;
+            a.tiles = static_cast<const device::Tile*>(tiles_->data) + static_cast<int64_t>(a.j) * n_tiles;
+        }
+        launch([a](device::Device& d) { return d.delta_tiles(a); });
+    }
+}
+
+// Few tokens: deltas first, as biases of the products.
+ggml_tensor* DeviceProgram::with_rows(const Ffn& f) {
+    ggml_context* ctx = ctx_.get();
+    const float* routes = f.sparse ? f.routes : nullptr;
+    auto rows = [&](const ggml_tensor* x) {
+        device::RowsArgs a;
+        a.n_matrices = 0;
+        a.x = floats(x);
+        a.x_stride = x->ne[0];
+        a.n_tokens = static_cast<int32_t>(shape.n_tokens);
+        a.k = static_cast<int32_t>(routes ? c_->k : 0);
+        a.routes = routes;
+        return a;
+    };
+    auto add = [](device::RowsArgs& a, const device::Delta& d, ggml_tensor* y) {
+        a.delta[a.n_matrices] = d;
+        a.y[a.n_matrices++] = floats(y);
+    };
+    device::RowsArgs both = rows(ffn_in_);
+    const bool gate_acts = f.acts(f.x.gate), up_acts = f.acts(f.x.up), down_acts = f.acts(f.x.down);
+    if (gate_acts) add(both, f.x.gate, gate_);
+    if (up_acts) add(both, f.x.up, up_);
+    if (both.n_matrices > 0)
+        launch([both, s = f.x.gate_up_shape](device::Device& d) { return d.delta_rows(both, s); });
+    next_graph();
+    ggml_tensor* gate = linear(f.w.ffn_gate, gate_acts ? gate_ : nullptr, ffn_in_);
+    ggml_tensor* up = linear(f.w.ffn_up, up_acts ? up_ : nullptr, ffn_in_);
+    ggml_tensor* hidden = ggml_swiglu_split(ctx, gate, up);
+    if (!down_acts) {
+        ggml_tensor* y = ggml_mul_mat(ctx, f.w.ffn_down, hidden);
+        return ggml_add(ctx, f.gain ? ggml_mul(ctx, y, gain_) : y, residual_);
+    }
+    store(hidden, hidden_ffn_);
+    device::RowsArgs one = rows(hidden_ffn_);
+    add(one, f.x.down, down_);
+    one.base = f.gain ? nullptr : floats(residual_);  // the residual comes with the bias
+    launch([one, s = f.x.down_shape](device::Device& d) { return d.delta_rows(one, s); });
+    next_graph();
+    ggml_tensor* y = linear(f.w.ffn_down, down_, hidden_ffn_);
+    return f.gain ? ggml_add(ctx, ggml_mul(ctx, y, gain_), residual_) : y;
+}
+
+// Many tokens: products first, deltas added to them in place.
+ggml_tensor* DeviceProgram::with_tiles(const Ffn& f) {
+    ggml_context* ctx = ctx_.get();
+    const float* routes = f.sparse ? f.routes : nullptr;
+    const bool gate_acts = f.acts(f.x.gate), up_acts = f.acts(f.x.up), down_acts = f.acts(f.x.down);
+    if (routes && (gate_acts || up_acts || down_acts)) {
+        const device::GroupArgs a{.routes = routes,
+                                  .n_tokens = static_cast<int32_t>(shape.n_tokens),
+                                  .n_experts = f.x.n_experts,
+                                  .k = static_cast<int32_t>(c_->k),
+                                  .tokens = static_cast<int32_t*>(tokens_->data),
+                                  .tiles = static_cast<device::Tile*>(tiles_->data)};
+        launch([a](device::Device& d) { return d.group(a); });
+    }
+    if (gate_acts || up_acts) launch_halve(ffn_in_);
+    next_graph();
+    ggml_tensor* gate = ggml_mul_mat(ctx, f.w.ffn_gate, ffn_in_);
+    ggml_tensor* up = ggml_mul_mat(ctx, f.w.ffn_up, ffn_in_);
+    if (gate_acts || up_acts) {
+        store(gate, gate_);
+        store(up, up_);
+        if (gate_acts) launch_tiles(f.x.gate, gate_, routes);
+        if (up_acts) launch_tiles(f.x.up, up_, routes);
+        next_graph();
+        gate = gate_;
+        up = up_;
+    }
+    ggml_tensor* hidden = ggml_swiglu_split(ctx, gate, up);
+    if (down_acts) store(hidden, hidden_ffn_);
+    ggml_tensor* y = ggml_mul_mat(ctx, f.w.ffn_down, hidden);
+    if (down_acts) {
+        store(y, down_);
+        launch_halve(hidden_ffn_);
+        launch_tiles(f.x.down, down_, routes);
+        next_graph();
+        y = down_;
+    }
+    return ggml_add(ctx, f.gain ? ggml_mul(ctx, y, gain_) : y, residual_);
+}
+
+// docs/format.md, "What is computed"; h is the residual, and part of what comes back.
+ggml_tensor* DeviceProgram::feed_forward(int64_t il, ggml_tensor* h) {
+    ggml_context* ctx = ctx_.get();
+    const DeviceLayer& layer = c_->weights->layer(il);
+    const LayerWeights& w = layer.base;
+    ggml_tensor* x = rms_norm(h, w.ffn_norm);
+    auto plain = [&] {
+        ggml_tensor* gate = ggml_mul_mat(ctx, w.ffn_gate, x);
+        ggml_tensor* hidden = ggml_swiglu_split(ctx, gate, ggml_mul_mat(ctx, w.ffn_up, x));
+        return ggml_add(ctx, ggml_mul_mat(ctx, w.ffn_down, hidden), h);
+    };
+    if (!has_launches(il)) return plain();
+    const bool route = routes != nullptr;
+    const int64_t at = n_routed_++;
+    const Ffn f{.w = w,
+                .x = *layer.experts,
+                .route = route,
+                .sparse = route && c_->mode == DeltaMode::sparse,
+                .gain = route && c_->mode == DeltaMode::gain,
+                .routes = route ? floats(routes) + at * routes->ne[0] * routes->ne[1] : nullptr,
+                .logits = router_logits
+                              ? floats(router_logits) + at * router_logits->ne[0] * router_logits->ne[1]
+                              : nullptr};
+    store(h, residual_);
+    store(x, ffn_in_);
+    if (route) launch_route(f);
+    return shape.n_tokens <= kRowsTokens ? with_rows(f) : with_tiles(f);
+}
+
+void DeviceProgram::make_leaves() {
+    const HParams& h = *c_->hparams;
+    const int64_t n = shape.n_tokens;
+    hidden = input(GGML_TYPE_F32, h.n_embd, n, 1, "hidden");
+    positions = input(GGML_TYPE_I32, n, 1, 1, "positions");
+    kv_rows = input(GGML_TYPE_I64, n, 1, 1, "kv_rows");
+    mask = input(GGML_TYPE_F16, shape.n_kv, n, 1, "mask");
+    if (h.attn_temp_scale != 0.0f) attn_scale = input(GGML_TYPE_F32, 1, 1, n, "attn_scale");
+    if (!shape.all_logits) last = input(GGML_TYPE_I32, 1, 1, 1, "last");
+    int64_t n_layers = 0, n_experts = 0;
+    for (int64_t il = c_->weights->first(); il < h.n_layer; ++il)
+        if (const DeviceExperts* x = c_->weights->layer(il).experts.get()) {
+            ++n_layers;
+            n_experts = x->n_experts;
+        }
+    if (n_layers == 0) return;
+    if (c_->mode != DeltaMode::off && c_->k > 0) {
+        routes = leaf(GGML_TYPE_F32, 2 * c_->k, n, n_layers);
+        if (c_->keep_router_logits) router_logits = leaf(GGML_TYPE_F32, n_experts, n, n_layers);
+    }
+    residual_ = leaf(GGML_TYPE_F32, h.n_embd, n);
+    ffn_in_ = leaf(GGML_TYPE_F32, h.n_embd, n);
+    gate_ = leaf(GGML_TYPE_F32, h.n_ff, n);
+    up_ = leaf(GGML_TYPE_F32, h.n_ff, n);
+    hidden_ffn_ = leaf(GGML_TYPE_F32, h.n_ff, n);
+    down_ = leaf(GGML_TYPE_F32, h.n_embd, n);
+    gain_ = leaf(GGML_TYPE_F32, 1, n);
+    if (n <= kRowsTokens) return;
+    const auto tokens = static_cast<int32_t>(n), experts = static_cast<int32_t>(n_experts);
+    half_ = leaf(GGML_TYPE_F16, device::half_stride(std::max(h.n_embd, h.n_ff)), n);
+    half_scale_ = leaf(GGML_TYPE_F32, n);
+    tokens_ = leaf(GGML_TYPE_I32, n, std::max<int64_t>(c_->k, 1));
+    tiles_ = leaf(GGML_TYPE_I32, 3, device::max_tiles(tokens, experts), std::max<int64_t>(c_->k, 1));
+}
+
+DeviceProgram::DeviceProgram(const DeviceContext& c, const DeviceShape& s, ggml_backend_buffer* arena)
+    : shape(s), c_(&c), arena_(arena) {
+    const HParams& h = *c.hparams;
+    const int64_t first = c.weights->first();
+    size_t run = 0, longest = 0, n_graphs = 1;  // layers that share a graph
+    for (int64_t il = first; il < h.n_layer; ++il) {
+        const bool experts = c.weights->layer(il).experts != nullptr;
+        run = experts && ((c.mode != DeltaMode::off && c.k > 0) || has_launches(il)) ? 0 : run + 1;
+        longest = std::max(longest, run);
+        n_graphs += experts ? kGraphsOfLayer : 0;
+    }
+    graph_size_ = kNodesOfLayer * (longest + 2);
+    const size_t n_tensors = kNodesOfLayer * (h.n_layer - first + 1) + 64;
+    ctx_.reset(ggml_init({.mem_size = n_tensors * ggml_tensor_overhead() +
+                                      n_graphs * ggml_graph_overhead_custom(graph_size_, false),
+                          .mem_buffer = nullptr,
+                          .no_alloc = true}));
+    if (!ctx_) throw InsufficientMemory("no memory for the GPU's graphs");
+    make_leaves();
+    next_graph();
+    ggml_tensor* x = hidden;
+    for (int64_t il = first; il < h.n_layer; ++il) {
+        const LayerWeights& w = c.weights->layer(il).base;
+        x = ggml_add(ctx_.get(), attention(w, il, rms_norm(x, w.attn_norm)), x);
+        x = feed_forward(il, x);
+    }
+    if (last) x = ggml_get_rows(ctx_.get(), x, last);
+    logits = ggml_mul_mat(ctx_.get(), c.weights->output(), rms_norm(x, c.weights->output_norm()));
+    ggml_set_output(logits);
+    ggml_build_forward_expand(graph_, logits);
+}
+
+int DeviceProgram::n_nodes() const {
+    int n = 0;
+    for (const Step& s : steps_) n += ggml_graph_n_nodes(s.graph) + static_cast<int>(s.launches.size());
+    return n;
+}
+
+size_t DeviceProgram::graph_bytes(ggml_backend_buffer_type_t type) const {
+    size_t most = 0;
+    for (const Step& s : steps_) {
+        const ggml_gallocr_ptr measure(ggml_gallocr_new(type));
+        size_t size = 0;
+        ggml_gallocr_reserve_n_size(measure.get(), s.graph, nullptr, nullptr, &size);
+        most = std::max(most, size);
+    }
+    return most;
+}
+
+void DeviceProgram::check_supported(const Gpu& gpu) const {
+    for (const Step& s : steps_)
+        for (int i = 0; i < ggml_graph_n_nodes(s.graph); ++i) {
+            const ggml_tensor* t = ggml_graph_node(s.graph, i);
+            if (ggml_backend_supports_op(gpu.backend(), t)) continue;
+            std::string types;
+            for (const ggml_tensor* from : t->src)
+                if (from) types += std::string(types.empty() ? "" : ", ") + ggml_type_name(from->type);
+            throw DeviceError(gpu.name() + ": ggml does not compute " + ggml_op_name(t->op) + " of " + types +
+                              " there: use another kv_type or quantization, or n_gpu_layers=0");
+        }
+}
+
+void DeviceProgram::allocate(ggml_gallocr* allocator) {
+    // All graphs share the memory, so it is made large enough for each before any of them takes addresses.
+    bool done = true;
+    for (const Step& s : steps_) done = done && ggml_gallocr_reserve(allocator, s.graph);
+    for (const Step& s : steps_) done = done && ggml_gallocr_alloc_graph(allocator, s.graph);
+    if (!done)
+        throw InsufficientMemory("the GPU has no memory to compute a batch of " +
+                                 std::to_string(shape.n_tokens) + " tokens: use a smaller n_batch");
+}
+
+bool DeviceProgram::run(const Gpu& gpu, const StopCheck& stop) const {
+    device::Device& d = gpu.kernels();
+    for (const Step& s : steps_) {
+        if (stop(0)) return false;
+        if (ggml_graph_n_nodes(s.graph) > 0)
+            gpu.check(ggml_backend_graph_compute_async(gpu.backend(), s.graph));
+        if (s.launches.empty()) continue;
+        gpu.check(d.wait_for_backend());
+        for (const auto& f : s.launches) gpu.check(f(d));
+        gpu.check(d.backend_waits());
+    }
+    return true;
+}
+
+}  // namespace sardine
