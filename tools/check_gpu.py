@@ -66,8 +66,14 @@ class Run:
             text, code = (e.stdout or b"").decode(errors="replace"), -1
         took = time.monotonic() - begin
         with (self.out / "check_gpu.log").open("a") as log:
-            log.write(f"\n=== {name}: {shlex.join(command)}\n{text}\n=== {name}: code {code}, {took:.1f} s\n")
-        self.results[name] = {"code": code, "seconds": round(took, 1), "tail": text.splitlines()[-12:]}
+            log.write(
+                f"\n=== {name}: {shlex.join(command)}\n{text}\n=== {name}: code {code}, {took:.1f} s\n"
+            )
+        self.results[name] = {
+            "code": code,
+            "seconds": round(took, 1),
+            "tail": text.splitlines()[-12:],
+        }
         print(f"{name}: {'ok' if code == 0 else f'FAILED ({code})'}, {took:.1f} s", flush=True)
         return text if code == 0 else None
 
@@ -90,13 +96,18 @@ def cuda_arguments() -> list[str]:
     """CMake arguments for parts of CUDA that do not lie with nvcc: cuBLAS from pip's package, the driver."""
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     script = Path(nvcc).resolve()
-    wrapped = re.search(r"(/\S+)/bin/nvcc", script.read_text(errors="ignore")) if script.stat().st_size < 4096 else None
+    small = script.stat().st_size < 4096  # a script that calls it
+    wrapped = re.search(r"(/\S+)/bin/nvcc", script.read_text(errors="ignore")) if small else None
     root = Path(wrapped[1]) if wrapped else script.parents[1]
     args = [f"-DCMAKE_CUDA_COMPILER={root / 'bin/nvcc'}", f"-DCUDAToolkit_ROOT={root}"]
-    if not any(root.glob("include/cublas_v2.h")) and not any(root.glob("targets/*/include/cublas_v2.h")):
+    if not any(root.glob("include/cublas_v2.h")) and not any(
+        root.glob("targets/*/include/cublas_v2.h")
+    ):
         headers = [h for p in sys.path for h in Path(p).glob("nvidia/*/include/cublas_v2.h")]
         if not headers:
-            sys.exit("check_gpu: there is no cublas_v2.h, neither with nvcc nor among Python's packages")
+            sys.exit(
+                "check_gpu: there is no cublas_v2.h, neither with nvcc nor among Python's packages"
+            )
         place = headers[0].parents[1]
         args.append(f"-DCMAKE_CUDA_FLAGS=-I{headers[0].parent}")
         for name in ("cublas", "cublasLt"):
@@ -105,7 +116,8 @@ def cuda_arguments() -> list[str]:
             (str(place / "lib"), str(root / "lib64"), os.environ.get("LD_LIBRARY_PATH", ""))
         ).rstrip(os.pathsep)
     known = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=False).stdout
-    places = re.findall(r"libcuda\.so\S* .*=> (\S+)", known) + ["/usr/local/nvidia/lib64/libcuda.so.1"]
+    listed = re.findall(r"libcuda\.so\S* .*=> (\S+)", known)
+    places = [*listed, "/usr/local/nvidia/lib64/libcuda.so.1"]
     driver = next((p for p in places if Path(p).exists()), None)
     args.append(f"-DCUDA_cuda_driver_LIBRARY={driver}" if driver else "-DGGML_CUDA_NO_VMM=ON")
     return args
@@ -114,7 +126,15 @@ def cuda_arguments() -> list[str]:
 def build(r: Run, sources: Path, site: Path, arch: str) -> bool:
     """Both packages in a folder of their own; a virtual environment would not see those of another one."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
-    install = [*pip, "--no-index", "--no-deps", "--no-build-isolation", "--upgrade", "--target", str(site)]
+    install = [
+        *pip,
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        "--upgrade",
+        "--target",
+        str(site),
+    ]
     wheels = sorted(str(w) for w in (sources / "wheels").glob("*.whl"))
     r.step("wheels", [*install, *(wheels or [str(sources / "wheels" / "*.whl")])], 5)
     cuda = [f"-DCMAKE_CUDA_ARCHITECTURES={arch}", *cuda_arguments()]
@@ -143,7 +163,7 @@ def build(r: Run, sources: Path, site: Path, arch: str) -> bool:
 
 
 def speeds(text: str) -> dict[str, float]:
-    """"test runner" -> tokens per second, of against_llama.py's rows."""
+    """ "test runner" -> tokens per second, of against_llama.py's rows."""
     rows = re.findall(r"^\s*(\S+)\s+(.+?)\s+([\d.]+) t/s", text, re.M)
     return {f"{test} {runner}": float(v) for test, runner, v in rows}
 
@@ -175,7 +195,8 @@ def measure(r: Run, python: str, folder: Path, layers: int) -> None:
     code = (
         "import subprocess, sys; from sardine_gguf import Sardine; sys.path.insert(0, 'tools'); "
         "from check_gpu import smi; before = int(smi('memory.used')); "
-        f"m = Sardine({str(base)!r}, adapter={str(folder / 'experts1.gguf')!r}, n_ctx=4096, n_gpu_layers='all'); "
+        f"m = Sardine({str(base)!r}, adapter={str(folder / 'experts1.gguf')!r}, n_ctx=4096, "
+        "n_gpu_layers='all'); "
         "m.eval([1] * 600); m.eval([1]); print('MiB', int(smi('memory.used')) - before)"
     )
     text = r.step("memory 1 %", [python, "-c", code], 15)
@@ -199,27 +220,52 @@ def main() -> int:
         print("check_gpu: nvidia-smi shows no GPU", file=sys.stderr)
         return 1
     a.out.mkdir(parents=True, exist_ok=True)
-    r.results["gpu"] = {q: smi(q) for q in ("name", "compute_cap", "memory.total", "driver_version")}
+    r.results["gpu"] = {
+        q: smi(q) for q in ("name", "compute_cap", "memory.total", "driver_version")
+    }
     site = ROOT / "build/gpu-site"
     python = sys.executable
-    os.environ["PYTHONPATH"] = os.pathsep.join((str(site), os.environ.get("PYTHONPATH", ""))).rstrip(os.pathsep)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(site) + (os.pathsep + before if before else "")
     if build(r, a.sources.resolve(), site, arch or "90"):
         r.step("doctor", [python, "-m", "sardine_doctor"], 5)
-        tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/runtime/test_gpu.py"]
+        tests = [
+            python,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/runtime/test_gpu.py",
+        ]
         r.step("tests", tests, 30)
-        r.step("tests, one graph per step", [*tests, "-k", "model or text"], 20, SARDINE_CUDA_GRAPH="1")
+        r.step(
+            "tests, one graph per step", [*tests, "-k", "model or text"], 20, SARDINE_CUDA_GRAPH="1"
+        )
         if (tool := shutil.which("compute-sanitizer")) or a.dry_run:
             for check in ("memcheck", "racecheck"):
                 r.step(
                     check,
-                    [tool or "compute-sanitizer", "--tool", check, "--error-exitcode", "9", *tests, "-k", "kernels"],
+                    [
+                        tool or "compute-sanitizer",
+                        "--tool",
+                        check,
+                        "--error-exitcode",
+                        "9",
+                        *tests,
+                        "-k",
+                        "kernels",
+                    ],
                     60 if check == "memcheck" else 120,
                 )
         measure(r, python, a.models, a.layers)
     r.save()
-    print(json.dumps({k: v for k, v in r.results.items() if not isinstance(v, dict) or "tail" not in v}, indent=2))
+    short = {k: v for k, v in r.results.items() if not isinstance(v, dict) or "tail" not in v}
+    print(json.dumps(short, indent=2))
     done = [v for v in r.results.values() if isinstance(v, dict) and "code" in v]
-    return int(any(v["code"] != 0 for v in done) or any(isinstance(v, str) for v in r.results.values()))
+    return int(
+        any(v["code"] != 0 for v in done) or any(isinstance(v, str) for v in r.results.values())
+    )
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ WHEELS = ("gguf", "prompt_toolkit", "wcwidth", "rich", "diskcache")
 KEPT = ("CMakeLists.txt", "LICENSE.md", "README.md", "pyproject.toml", "llama_cpp", "vendor")
 # Of vendor/llama.cpp: what neither the library nor common is built from.
 _CUT = (
-    "models", "docs", "media", "gguf-py", "examples", "tools", "tests", "benches", "app", "pocs", "ci", "skills",
-    "conversion", "grammars", "requirements",
+    "models", "docs", "media", "gguf-py", "examples", "tools", "tests", "benches", "app", "pocs", "ci",
+    "skills", "conversion", "grammars", "requirements",
     *(f"ggml/src/ggml-{b}" for b in (
         "vulkan", "sycl", "opencl", "metal", "hexagon", "cann", "webgpu", "hip", "musa", "openvino", "zdnn",
         "zendnn", "virtgpu", "et", "rpc", "blas",
@@ -53,15 +53,24 @@ def main() -> int:
     p.add_argument("--sdist", type=Path, help="the source package; otherwise pip fetches it")
     p.add_argument("--python", default="3.12", help="version of the other machine's Python")
     a = p.parse_args()
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q", "--no-deps"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "download",
+        "-q",
+        "--no-deps",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         if a.sdist is None:
             package = f"llama-cpp-python=={VERSION}"
-            subprocess.run([*pip, "--no-binary", ":all:", "--no-build-isolation", "-d", folder, package], check=True)
+            source = ["--no-binary", ":all:", "--no-build-isolation"]
+            subprocess.run([*pip, *source, "-d", folder, package], check=True)
             a.sdist = next(Path(folder).glob("*.tar.gz"))
         cut(a.sdist, a.out / "llama_cpp_python")
-    command = [*pip, "--only-binary=:all:", "--python-version", a.python, "-d", str(a.out / "wheels"), *WHEELS]
-    subprocess.run(command, check=True)
+    other = ["--only-binary=:all:", "--python-version", a.python]
+    subprocess.run([*pip, *other, "-d", str(a.out / "wheels"), *WHEELS], check=True)
     return 0
 
 

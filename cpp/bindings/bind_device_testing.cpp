@@ -78,7 +78,9 @@ struct Bench {
 };
 
 Limits limits_of(int n_multiprocessors, size_t shared_block) {
-    return {.n_multiprocessors = n_multiprocessors, .threads = 1024, .shared_block = shared_block,
+    return {.n_multiprocessors = n_multiprocessors,
+            .threads = 1024,
+            .shared_block = shared_block,
             .shared_all = std::max<size_t>(shared_block + 1024, 64 << 10)};
 }
 
@@ -190,8 +192,7 @@ void bind_device_testing(py::module_& m) {
            const Array<uint8_t>& val, const std::string& type, const Array<float>& scale, int64_t n_rows,
            int64_t n_cols, int64_t block_columns, const Array<float>& routes, const Array<float>& x,
            const std::optional<Array<uint8_t>>& shared, const std::string& shared_type, float shared_scale,
-           int n_multiprocessors, size_t shared_block, const std::string& order, uint32_t seed,
-           bool gpu) {
+           int n_multiprocessors, size_t shared_block, const std::string& order, uint32_t seed, bool gpu) {
             const DeltaMatrix d = python::view_delta(row_ptr, col, val, type, scale, n_rows, n_cols,
                                                      block_columns, shared, shared_type, shared_scale);
             check_routes(d, routes, x);
@@ -224,8 +225,8 @@ void bind_device_testing(py::module_& m) {
         [](const Array<float>& router, const Array<float>& x, int64_t k,
            const std::optional<Array<float>>& bias, const std::optional<Array<float>>& forced,
            const Array<float>& mean, const std::string& order, uint32_t seed, bool gpu) {
-            if (router.ndim() != 2 || x.ndim() != 2 || router.shape(1) != x.shape(1) || router.shape(0) > 256 ||
-                k < 1 || k > router.shape(0) || mean.size() != router.shape(0) ||
+            if (router.ndim() != 2 || x.ndim() != 2 || router.shape(1) != x.shape(1) ||
+                router.shape(0) > 256 || k < 1 || k > router.shape(0) || mean.size() != router.shape(0) ||
                 (bias && bias->size() != router.shape(0)) || (forced && forced->size() != 2 * k))
                 throw InvalidArgument("the arrays' shapes do not fit");
             const Bench bench = make_bench(gpu, {}, order, seed);
@@ -256,8 +257,10 @@ void bind_device_testing(py::module_& m) {
         py::arg("forced") = py::none(), py::arg("mean"), py::arg("order") = "forward", py::arg("seed") = 0,
         py::arg("gpu") = false,
         "(routes [n_tokens, 2k], gain [n_tokens], logits [n_tokens, n_experts]); emulated, or on the GPU.");
-    m.def("emulate_gpu", &emulate_gpu, py::arg("free_bytes"),
-          "From now on the CPU plays a GPU with so much free memory, kernels emulated; 0 ends it.");
+    m.def("emulate_gpu", &emulate_gpu, py::arg("free_bytes"), py::arg("flash") = true,
+          "From now on the CPU plays a GPU with so much free memory, kernels emulated; 0 ends it. flash: "
+          "whether "
+          "it has flash attention.");
     m.def(
         "failing_launch",
         [] {

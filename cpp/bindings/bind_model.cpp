@@ -49,7 +49,7 @@ void bind_model(py::module_& m) {
                                         .n_gpu_layers = n_gpu_layers,
                                         .plan = {.n_ctx = n_ctx,
                                                  .n_batch = n_batch,
-                                                 .kv_type = kv_type == "f16" ? GGML_TYPE_F16
+                                                 .kv_type = kv_type == "f16"   ? GGML_TYPE_F16
                                                             : kv_type == "f32" ? GGML_TYPE_F32
                                                                                : GGML_TYPE_Q8_0}});
              }),
@@ -60,13 +60,15 @@ void bind_model(py::module_& m) {
         .def_property_readonly("gpu", &Model::gpu)
         .def(
             "gpu_plan",
-            [](const Model& m, double free_bytes, int64_t n_ctx, int64_t n_batch, const std::string& kv_type) {
+            [](const Model& m, double free_bytes, int64_t n_ctx, int64_t n_batch,
+               const std::string& kv_type) {
                 const ContextPlan plan{n_ctx, n_batch, parse_kv_type(kv_type, m.hparams())};
                 return gpu_plan(m.weights(), m.hparams(), plan, free_bytes);
             },
             py::arg("free_bytes"), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch") = 512,
             py::arg("kv_type") = "f16",
-            "(layers that 'auto' would offload to a GPU with so much free memory, bytes that they and a context "
+            "(layers that 'auto' would offload to a GPU with so much free memory, bytes that they and a "
+            "context "
             "take). Needs no GPU.")
         .def_property_readonly(
             "gpu_bytes",

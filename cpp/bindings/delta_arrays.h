@@ -22,7 +22,8 @@ DeltaMatrix view_delta(const Array<int32_t>& row_ptr, const Array<uint16_t>& col
                        int64_t block_columns, const std::optional<Array<uint8_t>>& shared,
                        const std::string& shared_type, float shared_scale);
 
-// Throws InvalidArgument unless routes are [n_tokens, 2k] of the matrix's experts and x is [n_tokens, n_cols].
+// Throws InvalidArgument unless routes are [n_tokens, 2k] of the matrix's experts and x is [n_tokens,
+// n_cols].
 void check_routes(const DeltaMatrix& d, const Array<float>& routes, const Array<float>& x);
 
 }  // namespace sardine::python

@@ -12,7 +12,8 @@
 namespace sardine::device {
 namespace {
 
-// What ggml's opaque event is made of (ggml-backend-impl.h, which is not installed). Checked before it is used.
+// What ggml's opaque event is made of (ggml-backend-impl.h, which is not installed). Checked before it is
+// used.
 struct GgmlEvent {
     ggml_backend_dev_t device;
     void* context;  // ggml-cuda's cudaEvent_t
@@ -58,7 +59,8 @@ class CudaDevice : public Launches<CudaDevice> {
                    .threads = p.maxThreadsPerMultiProcessor,
                    .shared_block = p.sharedMemPerBlockOptin,
                    .shared_all = p.sharedMemPerMultiprocessor};
-        if (const char* e = checked(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a new stream"))
+        if (const char* e =
+                checked(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a new stream"))
             return e;
         return self_check();
     }
@@ -100,10 +102,10 @@ class CudaDevice : public Launches<CudaDevice> {
     const char* run(void (*kernel)(Args), const GridShape& s, const Args& args) {
         if (const char* e = checked(cudaSetDevice(device_), "cudaSetDevice")) return e;
         if (s.shared > 48 * 1024)
-            if (const char* e = checked(
-                    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                         cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(s.shared)),
-                    "shared memory"))
+            if (const char* e = checked(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                             cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                             static_cast<int>(s.shared)),
+                                        "shared memory"))
                 return e;
         kernel<<<dim3(s.x, s.y), dim3(s.threads), s.shared, stream_>>>(args);
         return checked(cudaGetLastError(), "a kernel's launch");

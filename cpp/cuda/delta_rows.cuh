@@ -67,8 +67,7 @@ SARDINE_DEVICE void stream_rows(const Delta& d, int block, int first, int last, 
         row_ends[lane] = ptr[least(from + lane, last)];
         if (lane == 0) row_ends[grid::kWarp] = ptr[least(from + grid::kWarp, last)];
         float out[kLaneValues] = {};
-        if (p < end && p + kLaneValues > begin)
-            lane_products<T, K, S>(d, k, routes, p, begin, end, x, out);
+        if (p < end && p + kLaneValues > begin) lane_products<T, K, S>(d, k, routes, p, begin, end, x, out);
         SARDINE_UNROLL
         for (int i = 0; i < kLaneValues; ++i) products[lane * kLaneValues + i] = out[i];
         grid::sync_warp();

@@ -1,6 +1,6 @@
 // Deltas of a batch: tokens grouped by their j-th expert into tiles, x as f16, a tile's columns staged in
-// shared memory 256 at a time, sums in registers. The experts of one j touch each token once, and the j follow
-// each other, so sums have a fixed order without atomics.
+// shared memory 256 at a time, sums in registers. The experts of one j touch each token once, and the j
+// follow each other, so sums have a fixed order without atomics.
 #pragma once
 
 #include "grid.h"
@@ -213,7 +213,8 @@ SARDINE_KERNEL void SARDINE_BOUNDS(kTileThreads) delta_tiles(TilesArgs a) {
             stage_columns(a, t0, t1, block_col + col, least(kTileColumns, width - col), stage);
             grid::sync_block();
             // Columns of a row differ, so a stage holds at most as many positions of it as it has columns.
-            const int end = first_at_least(d.col, begin, least(row_end, begin + kTileColumns), col + kTileColumns);
+            const int end =
+                first_at_least(d.col, begin, least(row_end, begin + kTileColumns), col + kTileColumns);
             add_staged(a, values, scale, begin, end, col, stage, entries, sums);
             begin = end;
         }

@@ -62,8 +62,7 @@ std::vector<uint8_t> pack_delta(const DeltaMatrix& m, const DeltaLayout& at,
         pack_values(m.expert(e), m.n_positions, &out[at.values + e * at.value_stride],
                     &out[at.block_scale] + e * at.block_scale_stride * sizeof(uint16_t));
     put(at.scale, m.scale, sizeof(float) * m.n_experts);
-    if (m.shared.data)
-        pack_values(m.shared, m.n_positions, &out[at.shared], &out[at.shared_block_scale]);
+    if (m.shared.data) pack_values(m.shared, m.n_positions, &out[at.shared], &out[at.shared_block_scale]);
     put(at.warp_rows, warp_rows.data(), sizeof(int32_t) * warp_rows.size());
     return out;
 }

@@ -1,8 +1,8 @@
-// A device that runs the kernels beside one of ggml's backends: CUDA's (cuda_device.cu, in a library of its own)
-// or the emulated one of the tests.
+// A device that runs the kernels beside one of ggml's backends: CUDA's (cuda_device.cu, in a library of its
+// own) or the emulated one of the tests.
 //
-// Kernels run on a stream of their own. wait_for_backend() orders what is launched next after all that ggml was
-// given; backend_waits() orders what ggml is given next after all launches. Nothing waits on the host.
+// Kernels run on a stream of their own. wait_for_backend() orders what is launched next after all that ggml
+// was given; backend_waits() orders what ggml is given next after all launches. Nothing waits on the host.
 //
 // Calls return null, or a text that says what failed; it lives until the next call. No exception crosses the
 // boundary of the library.

@@ -1,6 +1,9 @@
+// Checked longjmps refuse to change stacks, which is what they are used for here.
+#undef _FORTIFY_SOURCE
 #include "emulation.h"
 
 #include <ggml.h>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -20,16 +23,18 @@ constexpr unsigned char kGuard = 0xA5;
 
 enum class State { ready, at_warp, at_block, done };
 
+// Lives for many blocks. Only its first entry goes through ucontext, whose switches cost system calls.
 struct Fiber {
     ucontext_t context{};
-    std::unique_ptr<unsigned char[]> stack;
+    jmp_buf env;
+    std::unique_ptr<unsigned char[]> stack;  // null: not entered yet
     State state = State::ready;
     Place place;
     int n_exchanges = 0;
 };
 
 struct Emulator {
-    ucontext_t scheduler{};
+    jmp_buf scheduler;
     std::vector<Fiber> fibers;
     std::vector<uint64_t> handed_over;  // [n_warps][2][kWarp]
     std::vector<unsigned char> shared;
@@ -49,18 +54,31 @@ Emulator& emulator() {
     return e;
 }
 
-void start() {
+__attribute__((noinline)) void wait_at(State state) {
     Emulator& e = emulator();
-    (*e.body)();
-    e.running->state = State::done;
-    swapcontext(&e.running->context, &e.scheduler);
+    e.running->state = state;
+    if (_setjmp(e.running->env) == 0) _longjmp(e.scheduler, 1);
 }
 
-void wait_at(State state) {
-    Emulator& e = emulator();
-    Fiber* self = e.running;
-    self->state = state;
-    swapcontext(&self->context, &e.scheduler);
+void start() {
+    while (true) {
+        (*emulator().body)();
+        wait_at(State::done);
+    }
+}
+
+// Until the fiber waits.
+__attribute__((noinline)) void resume(Emulator& e, Fiber& f) {
+    e.running = &f;
+    if (_setjmp(e.scheduler) != 0) return;
+    if (f.stack) _longjmp(f.env, 1);
+    f.stack = std::make_unique<unsigned char[]>(kStackBytes);
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.get();
+    f.context.uc_stack.ss_size = kStackBytes;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, start, 0);
+    setcontext(&f.context);
 }
 
 void Emulator::run_ready() {
@@ -68,8 +86,7 @@ void Emulator::run_ready() {
     for (const int i : order) {
         Fiber& f = fibers[i];
         if (f.state != State::ready) continue;
-        running = &f;
-        swapcontext(&scheduler, &f.context);
+        resume(*this, f);
     }
     running = nullptr;
 }
@@ -99,25 +116,22 @@ void Emulator::run_block(const Shape& shape, const Place& where) {
     std::fill(shared.end() - kGuardBytes, shared.end(), kGuard);
     for (int i = 0; i < shape.threads; ++i) {
         Fiber& f = fibers[i];
-        if (!f.stack) f.stack = std::make_unique<unsigned char[]>(kStackBytes);
         f.state = State::ready;
         f.n_exchanges = 0;
         f.place = where;
         f.place.thread = i;
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp = f.stack.get();
-        f.context.uc_stack.ss_size = kStackBytes;
-        f.context.uc_link = nullptr;
-        makecontext(&f.context, start, 0);
     }
     do {
         run_ready();
     } while (release(shape));
     const auto done = std::count_if(fibers.begin(), fibers.begin() + shape.threads,
                                     [](const Fiber& f) { return f.state == State::done; });
+    // Those that wait stay in the middle of this kernel for ever: the next one gets others.
+    if (done != shape.threads) fibers = std::vector<Fiber>();
     if (done != shape.threads)
         throw Error("emulated kernel: " + std::to_string(shape.threads - done) + " of " +
-                    std::to_string(shape.threads) + " threads wait at a barrier that the others do not reach");
+                    std::to_string(shape.threads) +
+                    " threads wait at a barrier that the others do not reach");
     if (std::any_of(shared.end() - kGuardBytes, shared.end(), [](unsigned char c) { return c != kGuard; }))
         throw Error("emulated kernel: wrote past its " + std::to_string(shape.shared) +
                     " bytes of shared memory");
@@ -164,8 +178,8 @@ void set_emulation_order(Order order, uint32_t seed) {
 
 void emulate(const Shape& s, const std::function<void()>& body) {
     if (s.threads < kWarp || s.threads > 1024 || s.threads % kWarp != 0 || s.x < 1 || s.y < 1 || s.z < 1)
-        throw Error("emulated kernel: a grid of " + std::to_string(s.x) + " x " + std::to_string(s.y) + " x " +
-                    std::to_string(s.z) + " blocks of " + std::to_string(s.threads) + " threads");
+        throw Error("emulated kernel: a grid of " + std::to_string(s.x) + " x " + std::to_string(s.y) +
+                    " x " + std::to_string(s.z) + " blocks of " + std::to_string(s.threads) + " threads");
     Emulator& e = emulator();
     if (static_cast<int>(e.fibers.size()) < s.threads) e.fibers.resize(s.threads);
     e.handed_over.assign(s.threads * 2, 0);

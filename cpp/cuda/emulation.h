@@ -27,8 +27,8 @@ struct Shape {
 // The order in which the threads of a block run between two barriers.
 enum class Order { forward, backward, random };
 
-// Runs the kernel body once for each thread. Throws Error for a barrier that some threads do not reach and for
-// writes past the shared memory.
+// Runs the kernel body once for each thread. Throws Error for a barrier that some threads do not reach and
+// for writes past the shared memory.
 void emulate(const Shape& shape, const std::function<void()>& body);
 // Of the emulations of this thread from now on; `seed` is for the random one.
 void set_emulation_order(Order order, uint32_t seed);

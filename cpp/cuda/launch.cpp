@@ -37,13 +37,15 @@ RowsShape rows_shape(const Limits& limits, int64_t width, int64_t n_positions) {
     }
     // No more warps than there are chunks.
     const int64_t chunks = std::max<int64_t>(1, (n_positions + kChunk - 1) / kChunk);
-    best.n_blocks = static_cast<int>(std::min<int64_t>(best.n_blocks, (chunks + best.n_warps - 1) / best.n_warps));
+    best.n_blocks =
+        static_cast<int>(std::min<int64_t>(best.n_blocks, (chunks + best.n_warps - 1) / best.n_warps));
     return best;
 }
 
 std::vector<std::vector<int32_t>> split_rows(const std::vector<const int32_t*>& row_ptr, int64_t n_rows,
                                              int64_t n_blocks, int n_warps) {
-    // before(v): positions, and a quarter for every row, whose end costs something, of the virtual rows [0, v).
+    // before(v): positions, and a quarter for every row, whose end costs something, of the virtual rows [0,
+    // v).
     auto positions = [&](size_t m, int64_t row) {
         int64_t n = 0;
         for (int64_t b = 0; row_ptr[m] && b < n_blocks; ++b)
@@ -69,8 +71,8 @@ std::vector<std::vector<int32_t>> split_rows(const std::vector<const int32_t*>& 
         }
         v = w == n_warps ? all : low;
         for (size_t m = 0; m < row_ptr.size(); ++m)
-            out[m][w] = static_cast<int32_t>(
-                std::clamp<int64_t>(v - static_cast<int64_t>(m) * n_rows, 0, n_rows));
+            out[m][w] =
+                static_cast<int32_t>(std::clamp<int64_t>(v - static_cast<int64_t>(m) * n_rows, 0, n_rows));
     }
     return out;
 }

@@ -9,9 +9,9 @@ namespace sardine::device {
 
 struct Limits {
     int n_multiprocessors = 1;
-    int threads = 1024;             // of a multiprocessor, at once
-    size_t shared_block = 48 << 10; // bytes that a block may ask for
-    size_t shared_all = 64 << 10;   // bytes of a multiprocessor
+    int threads = 1024;              // of a multiprocessor, at once
+    size_t shared_block = 48 << 10;  // bytes that a block may ask for
+    size_t shared_all = 64 << 10;    // bytes of a multiprocessor
 };
 
 // The row kernel's grid for activations of `width` columns (of a block of columns).
@@ -23,8 +23,8 @@ struct RowsShape {
 };
 RowsShape rows_shape(const Limits& limits, int64_t width, int64_t n_positions);
 
-// Rows for `n` warps, of one matrix or of two that a launch does together: [n_warps + 1] for each, so that warps
-// have about the same number of positions. row_ptr[m] is null for a matrix without positions.
+// Rows for `n` warps, of one matrix or of two that a launch does together: [n_warps + 1] for each, so that
+// warps have about the same number of positions. row_ptr[m] is null for a matrix without positions.
 std::vector<std::vector<int32_t>> split_rows(const std::vector<const int32_t*>& row_ptr, int64_t n_rows,
                                              int64_t n_blocks, int n_warps);
 

@@ -31,7 +31,8 @@ template <typename Launch>
 class Launches : public Device {
  public:
     const char* route(const RouteArgs& a) override {
-        return self().run(device::route, {.x = a.n_tokens, .threads = kRouteThreads, .shared = kRouteBytes}, a);
+        return self().run(device::route, {.x = a.n_tokens, .threads = kRouteThreads, .shared = kRouteBytes},
+                          a);
     }
     const char* group(const GroupArgs& a) override {
         return self().run(device::group, {.x = a.k, .threads = kGroupThreads, .shared = kGroupBytes}, a);
@@ -56,10 +57,9 @@ class Launches : public Device {
         }
         RowsArgs args = a;
         args.staged = s.staged;
-        return self().run(rows_kernel(a.delta[0].values.type, a.k, a.delta[0].shared.data != nullptr),
-                          {.x = s.n_blocks, .y = a.n_tokens, .threads = s.n_warps * grid::kWarp,
-                           .shared = s.shared},
-                          args);
+        return self().run(
+            rows_kernel(a.delta[0].values.type, a.k, a.delta[0].shared.data != nullptr),
+            {.x = s.n_blocks, .y = a.n_tokens, .threads = s.n_warps * grid::kWarp, .shared = s.shared}, args);
     }
     const char* delta_tiles(const TilesArgs& a) override {
         const int rows = (a.delta.n_rows + kTileRows - 1) / kTileRows;

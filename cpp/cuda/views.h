@@ -23,8 +23,8 @@ SARDINE_BOTH inline int64_t padded(int64_t n_positions) {
 
 // Values as delta_pack.h has them, but q8_0's blocks taken apart: the numbers, then all block scales.
 struct Values {
-    const uint8_t* data = nullptr;            // null: none
-    const uint16_t* block_scale = nullptr;    // q8_0 alone, f16 [padded / 32]
+    const uint8_t* data = nullptr;          // null: none
+    const uint16_t* block_scale = nullptr;  // q8_0 alone, f16 [padded / 32]
     ValueType type = ValueType::f32;
 };
 
@@ -58,11 +58,11 @@ struct RouteArgs {
     float* logits = nullptr;        // out, [n_tokens, n_experts]: neither clamped nor biased; may be null
 };
 
-// y[t] = base[t] + shared @ x[t] + sum over the experts of a token of w * (Delta @ x[t]), for one matrix or for
-// two of the same shape. With base null it is 0.
+// y[t] = base[t] + shared @ x[t] + sum over the experts of a token of w * (Delta @ x[t]), for one matrix or
+// for two of the same shape. With base null it is 0.
 struct RowsArgs {
     Delta delta[2];
-    float* y[2] = {};           // [n_tokens, n_rows], dense
+    float* y[2] = {};             // [n_tokens, n_rows], dense
     const float* base = nullptr;  // as y; for one matrix only
     int32_t n_matrices = 1;
     const float* x = nullptr;
@@ -83,8 +83,8 @@ SARDINE_BOTH inline int32_t max_tiles(int32_t n_tokens, int32_t n_experts) {
 struct GroupArgs {
     const float* routes = nullptr;
     int32_t n_tokens = 0, n_experts = 0, k = 0;
-    int32_t* tokens = nullptr;   // out, [k, n_tokens]
-    Tile* tiles = nullptr;       // out, [k, max_tiles]; those behind the last one have n = 0
+    int32_t* tokens = nullptr;  // out, [k, n_tokens]
+    Tile* tiles = nullptr;      // out, [k, max_tiles]; those behind the last one have n = 0
 };
 
 // x as f16, each row divided by a power of two of its own so that it fits.
@@ -92,8 +92,8 @@ struct HalveArgs {
     const float* x = nullptr;
     int64_t x_stride = 0;
     int32_t n_tokens = 0, n_cols = 0;
-    uint16_t* half = nullptr;    // out, [n_tokens, half_stride(n_cols)]
-    float* scale = nullptr;      // out, [n_tokens]
+    uint16_t* half = nullptr;  // out, [n_tokens, half_stride(n_cols)]
+    float* scale = nullptr;    // out, [n_tokens]
 };
 SARDINE_BOTH inline int64_t half_stride(int64_t n_cols) {
     return (n_cols + 7) / 8 * 8;

@@ -99,7 +99,8 @@ Engine::Engine(const Model& m, const EngineOptions& o)
         context_.layer_ops[il] = {op(x->gate), op(x->up), op(x->down), x->mean};
     }
 
-    if (m.device_weights()) device_ = std::make_unique<DeviceEngine>(*h_, *m.device_weights(), o.mode, top_k_);
+    if (m.device_weights())
+        device_ = std::make_unique<DeviceEngine>(*h_, *m.device_weights(), o.mode, top_k_, o.kv_type);
     choose_context(m, o);
     cache_ = std::make_unique<KvCache>(*h_, n_ctx_, o.kv_type);
     cache_->allocate(n_host_layers_, device_ ? device_->buffer_type() : nullptr);
@@ -200,7 +201,8 @@ bool Engine::fits(double budget, const EngineOptions& o) {
     if (!device_) return true;
     const double free = device_->free_memory();
     return KvCache::bytes(*h_, n_ctx_, o.kv_type, h_->n_layer - n_host_layers_) <= free &&
-           device_->need(n_ctx_, n_batch_, o.kv_type) <= free - std::max(free * kAutoMargin, kAutoMarginBytes);
+           device_->need(n_ctx_, n_batch_, o.kv_type) <=
+               free - std::max(free * kAutoMargin, kAutoMarginBytes);
 }
 
 MemoryNeed Engine::need(int64_t n_ctx, const EngineOptions& o) {

@@ -30,8 +30,8 @@ struct NodeWork {
 };
 NodeWork& node_work();  // changed by tests only, while no context is made or used
 
-// Tokens of a batch whose products with any one matrix of the first n_layers layers stay below that; at least a
-// tile.
+// Tokens of a batch whose products with any one matrix of the first n_layers layers stay below that; at least
+// a tile.
 int64_t bounded_batch(const Weights& w, int64_t n_layers);
 
 // What a graph is built for; a graph is reused while this stays the same.
@@ -65,8 +65,8 @@ struct GraphContext {
     const HParams* hparams;
     const Weights* weights;
     const KvCache* cache;
-    int64_t n_layers;   // the first ones, which this graph computes
-    bool ends_hidden;   // in Graph::hidden, for a device that does the others; else in logits, of all layers
+    int64_t n_layers;  // the first ones, which this graph computes
+    bool ends_hidden;  // in Graph::hidden, for a device that does the others; else in logits, of all layers
     DeltaMode mode;
     int64_t n_expert_used;
     Steering steering;                // of the routes; a graph is built anew when it changes

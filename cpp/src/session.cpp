@@ -234,8 +234,7 @@ void Session::run(std::span<const int32_t> tokens, bool want_all, float* all_log
     for (const ggml_tensor* part : g.logits) take_logits(static_cast<const float*>(part->data), part->ne[1]);
     for (size_t i = 0; i < g.routes.size(); ++i)
         take_routes(static_cast<const float*>(g.routes[i]->data),
-                    g.router_logits.empty() ? nullptr
-                                            : static_cast<const float*>(g.router_logits[i]->data));
+                    g.router_logits.empty() ? nullptr : static_cast<const float*>(g.router_logits[i]->data));
     if (DeviceEngine* device = engine_->device()) {
         const DeviceResult r =
             device->run(static_cast<const float*>(g.hidden->data), n, n_past, want_all,

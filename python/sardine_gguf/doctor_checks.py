@@ -116,15 +116,18 @@ def devices() -> list[Check]:
 
 def gpu_support(found: dict[str, Any]) -> Check:
     """The same from what find_gpus() gives."""
-    rebuild = "CMAKE_ARGS=-DSARDINE_CUDA=ON pip install --force-reinstall --no-deps sardine_gguf (docs/gpu.md)"
+    rebuild = "build sardine_gguf with CMAKE_ARGS=-DSARDINE_CUDA=ON (docs/gpu.md)"
     gpus = ", ".join(
-        f"{name} ({free / _GIB:.1f} of {total / _GIB:.1f} GiB free)" for name, free, total in found["devices"]
+        f"{name} ({free / _GIB:.1f} of {total / _GIB:.1f} GiB free)"
+        for name, free, total in found["devices"]
     )
     if not found["ggml_has_cuda"]:
         if found["has_kernels"]:
             package = f"llama-cpp-python=={LLAMA_CPP_VERSION}"
             remedy = f"CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-binary :all: {package}"
-            finding = "CPU; this package has CUDA kernels, but llama-cpp-python was built without CUDA"
+            finding = (
+                "CPU; this package has CUDA kernels, but llama-cpp-python was built without CUDA"
+            )
             return Check("devices", "error", finding, remedy)
         return ok("devices", "CPU; built without CUDA (docs/gpu.md), so n_gpu_layers must be 0")
     if not found["has_kernels"]:
@@ -132,7 +135,9 @@ def gpu_support(found: dict[str, Any]) -> Check:
         return Check("devices", "warning", finding, rebuild)
     if not gpus:
         finding = "CPU; built for CUDA, but ggml finds no GPU"
-        return Check("devices", "warning", finding, "see whether nvidia-smi lists one; update the driver")
+        return Check(
+            "devices", "warning", finding, "see whether nvidia-smi lists one; update the driver"
+        )
     return ok("devices", f"CPU, {gpus}")
 
 

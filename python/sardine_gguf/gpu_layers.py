@@ -18,9 +18,7 @@ def native_layers(n: GpuLayers) -> int:
     """
     if isinstance(n, str):
         if n not in _NAMED:
-            raise ValueError(
-                f"n_gpu_layers is {n!r}, expected a number of layers, 'auto' or 'all'"
-            )
+            raise ValueError(f"n_gpu_layers is {n!r}, expected a number of layers, 'auto' or 'all'")
         return _NAMED[n]
     if isinstance(n, bool) or n < -1:
         raise ValueError(f"n_gpu_layers is {n}, expected at least 0, -1 for all layers, or 'auto'")

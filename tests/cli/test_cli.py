@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from gguf_mutate import Gguf
 from make_checkpoint import srde_checkpoint, tiny_base
+from sardine_gguf import _native
 from sardine_gguf.convert import convert, write_base
 
 CLI = [sys.executable, "-m", "sardine_gguf.cli"]
@@ -264,3 +265,20 @@ def test_verbose_shows_what_libllama_says(model_file: Path) -> None:
     flags = ["-m", model_file, "-p", "hi", "-n", 2, "-t", 1]
     assert "DEBUG: " in cli(*flags, "-v").stderr
     assert "DEBUG" not in cli(*flags).stderr
+
+
+@pytest.mark.skipif(_native.find_gpus()["has_kernels"], reason="this build has CUDA kernels")
+@pytest.mark.parametrize("layers", ["all", "auto", "1"])
+def test_a_gpu_that_is_not_there(model_file: Path, layers: str) -> None:
+    """One line that says what to install."""
+    result = cli("-m", model_file, "-p", "hi", "-ngl", layers)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert "-DGGML_CUDA=on" in result.stderr
+
+
+@pytest.mark.parametrize("layers", ["some", "-2", "1.5", ""])
+def test_bad_numbers_of_gpu_layers(model_file: Path, layers: str) -> None:
+    result = cli("-m", model_file, "-p", "hi", f"-ngl={layers}")
+    assert result.returncode == 2
+    assert "-ngl" in result.stderr

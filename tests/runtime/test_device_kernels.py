@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sardine_gguf import _native
-
 from test_kernels import EPS, TYPES, Problem, make_problem, problems, torch_route
 
 ORDERS = ("forward", "backward", "random")
@@ -102,7 +101,7 @@ def test_edge_shapes(kind: str, shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_uneven_rows(kind: str) -> None:
-    """One long row among empty ones; more than 32 empty rows in a row; more warps than rows with positions."""
+    """One long row among empty ones; more than 32 empty rows in a row; more warps than full rows."""
     mask = np.zeros((700, 2000), bool)
     mask[17] = True
     mask[18, ::7] = True
@@ -140,7 +139,9 @@ def test_same_bits_under_every_order() -> None:
 
 def test_large_and_small_activations() -> None:
     """Beyond f16's range, and tokens of very different size in one tile."""
-    problem = make_problem(np.random.default_rng(2).random((40, 600)) < 0.3, 65536, 3, 2, 70, "f32", 8)
+    problem = make_problem(
+        np.random.default_rng(2).random((40, 600)) < 0.3, 65536, 3, 2, 70, "f32", 8
+    )
     problem.x *= (10.0 ** np.random.default_rng(3).uniform(-30, 30, (70, 1))).astype(np.float32)
     problem.x[5] = 0
     check_tiles(problem)

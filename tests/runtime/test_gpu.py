@@ -54,7 +54,11 @@ def test_kernels_route(n_experts: int) -> None:
     logits = (rng.standard_normal(n_experts) * 30).round().astype(np.float32)
     k = min(n_experts, 5)
     routes, gain, _ = _native.device_route(
-        logits[:, None], np.ones((1, 1), np.float32), k, mean=np.ones(n_experts, np.float32), gpu=True
+        logits[:, None],
+        np.ones((1, 1), np.float32),
+        k,
+        mean=np.ones(n_experts, np.float32),
+        gpu=True,
     )
     weights, ids = torch_route(logits, k)
     np.testing.assert_array_equal(routes[0, k:], ids)
@@ -69,15 +73,25 @@ def test_kernels_that_fail() -> None:
     check_rows(make_problem(np.ones((3, 5), bool), 65536, 2, 1, 1, "f32", 1), gpu=True)
 
 
+@pytest.fixture(scope="module", params=[32, 64])
+def heads(request: pytest.FixtureRequest, workshop: Path) -> TinyModel:
+    """Heads that ggml-cuda has no flash attention for, and those that it has."""
+    return make_model(
+        workshop / f"gpu-heads{request.param}",
+        base={"head_dim": request.param},
+        srde={"n_experts": 4, "density": 0.05},
+    )
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("n_gpu_layers", [1, 2, "all"])
 @pytest.mark.parametrize("n_batch", [1, 8, 200])
-def test_model(wide: TinyModel, mode: str, n_gpu_layers: Any, n_batch: int) -> None:
+def test_model(heads: TinyModel, mode: str, n_gpu_layers: Any, n_batch: int) -> None:
     """Whole or in part, in single tokens or batches."""
-    with Sardine(wide.gguf, delta_mode=mode) as cpu:
+    with Sardine(heads.gguf, delta_mode=mode) as cpu:
         expected = cpu.eval(TOKENS)
     options: dict[str, Any] = {"delta_mode": mode, "n_batch": n_batch, "n_gpu_layers": n_gpu_layers}
-    with Sardine(wide.gguf, **options) as m:
+    with Sardine(heads.gguf, **options) as m:
         assert nmse(m.eval(TOKENS), expected) <= MAX_NMSE
 
 
@@ -100,10 +114,16 @@ def test_model_quantized(workshop: Path, name: str, compensation: str) -> None:
                 assert nmse(m.eval(TOKENS), expected) <= MAX_NMSE
 
 
-def test_text(wide: TinyModel) -> None:
-    """64 greedy tokens, as on the CPU."""
+def test_text_of_the_example(workshop: Path) -> None:
+    """64 greedy tokens of tiny-sardine, as on the CPU."""
+    from sardine_gguf.convert import convert
+
+    example = Path(__file__).parents[2] / "examples/tiny-sardine"
+    path = workshop / "gpu-example.gguf"
+    convert(example / "base", example / "srde_weights.pt", path, outtype="q8_0", n_threads=2)
     texts = []
     for n in (0, "all"):
-        with Sardine(wide.gguf, n_gpu_layers=n) as m:
-            texts.append(text_of(m, random_tokens(20), max_tokens=64, temperature=0))
+        with Sardine(path, n_gpu_layers=n) as m:
+            prompt = m.tokenize("What is 15% of 80?", add_bos=True, special=False)
+            texts.append(text_of(m, prompt, max_tokens=64, temperature=0))
     assert texts[0] == texts[1]

@@ -72,7 +72,10 @@ def test_kinds_of_files(workshop: Path, name: str) -> None:
     """Layers without experts between others, column blocks, value types, a tied output."""
     options = {"srde": {"density": 0.05}, **CASES[name]}
     model = make_model(workshop / f"offload-{name}", **options)
-    quantized = name in ("q8_0", "f16")  # the base's products round activations, in other batches otherwise
+    quantized = name in (
+        "q8_0",
+        "f16",
+    )  # the base's products round activations, in other batches otherwise
     for mode in MODES:
         expected, _ = logits(model, mode, n_batch=6)
         found, _ = logits(model, mode, n_batch=6, n_gpu_layers="all")
@@ -123,7 +126,7 @@ def test_experts_steered(tiny: TinyModel) -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_contexts_share_the_weights(tiny: TinyModel) -> None:
-    """A second context, of another mode, on the same device weights; states go from one place to the other."""
+    """A second context, of another mode, on the same device weights; states go from one to the other."""
     with (
         tiny.open(n_gpu_layers=2) as m,
         m.new_context(delta_mode="off") as other,
@@ -151,7 +154,9 @@ def test_long_context(tiny: TinyModel) -> None:
         before = m.session.counts["graphs"]
         rows = [m.eval([t])[0] for t in tokens[250:]]
         assert nmse(np.array(rows), expected[250:]) <= MAX_NMSE_TILES
-        assert m.session.counts["graphs"] - before == 3  # ours up to 256, ours beyond it, the embedding's
+        assert (
+            m.session.counts["graphs"] - before == 3
+        )  # ours up to 256, ours beyond it, the embedding's
 
 
 def test_auto_fits(tiny: TinyModel) -> None:
@@ -207,6 +212,20 @@ def test_cancelled(tiny: TinyModel) -> None:
             m.session.decode(TOKENS[10:20], since=before)
         assert m.n_tokens == 10
         m.eval(TOKENS[10:20])
+
+
+def test_without_flash_attention(tiny: TinyModel) -> None:
+    """ggml-cuda has it for some sizes of heads; products and a softmax do the others."""
+    expected, _ = logits(tiny, "sparse")
+    try:
+        _native.emulate_gpu(GIB, flash=False)
+        for n_batch in (1, 150):
+            found, _ = logits(tiny, "sparse", n_gpu_layers="all", n_batch=n_batch)
+            assert nmse(found, expected) <= MAX_NMSE_TILES
+        with Sardine(tiny.gguf, n_gpu_layers="all") as m:
+            assert nmse(m.eval(TOKENS), expected) <= 1e-5  # f16 keys and values
+    finally:
+        _native.emulate_gpu(0)
 
 
 @pytest.mark.usefixtures("gpu")

@@ -25,7 +25,8 @@ struct ModelOptions {
 
 class Model {
  public:
-    // Throws FormatError, IoError or InsufficientMemory; DeviceError if layers are asked for and there is no GPU.
+    // Throws FormatError, IoError or InsufficientMemory; DeviceError if layers are asked for and there is no
+    // GPU.
     explicit Model(const std::string& path, const ModelOptions& options = {});
 
     const std::string& path() const { return file_.path(); }

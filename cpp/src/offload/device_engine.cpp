@@ -22,10 +22,16 @@ bool capture_wanted() {
 
 }  // namespace
 
-DeviceEngine::DeviceEngine(const HParams& h, const DeviceWeights& w, DeltaMode mode, int64_t k)
+DeviceEngine::DeviceEngine(const HParams& h, const DeviceWeights& w, DeltaMode mode, int64_t k,
+                           ggml_type kv_type)
     : h_(&h),
       gpu_(Gpu::open()),
-      context_{.hparams = &h, .weights = &w, .cache = nullptr, .mode = mode, .k = mode == DeltaMode::off ? 0 : k},
+      context_{.hparams = &h,
+               .weights = &w,
+               .cache = nullptr,
+               .flash = device_has_flash_attention(h, kv_type, *gpu_),
+               .mode = mode,
+               .k = mode == DeltaMode::off ? 0 : k},
       capture_(capture_wanted()) {
     for (Slot* s : {&single_, &batch_}) s->allocator.reset(ggml_gallocr_new(gpu_->buffer_type()));
 }
@@ -46,10 +52,11 @@ void DeviceEngine::check_room(int64_t n_ctx, int64_t n_batch, ggml_type kv_type)
     const double wanted = need(n_ctx, n_batch, kv_type), free = free_memory();
     if (wanted <= free) return;
     char text[300];
-    std::snprintf(text, sizeof text,
-                  "n_ctx %lld needs %.0f bytes of the GPU's memory, but %.0f bytes are free beside the weights: ask "
-                  "for fewer n_gpu_layers or a smaller n_ctx or n_batch",
-                  static_cast<long long>(n_ctx), wanted, free);
+    std::snprintf(
+        text, sizeof text,
+        "n_ctx %lld needs %.0f bytes of the GPU's memory, but %.0f bytes are free beside the weights: ask "
+        "for fewer n_gpu_layers or a smaller n_ctx or n_batch",
+        static_cast<long long>(n_ctx), wanted, free);
     throw InsufficientMemory(text);
 }
 
@@ -87,10 +94,11 @@ std::unique_ptr<DeviceProgram> DeviceEngine::build(Slot& slot, const DeviceShape
     const auto wants = static_cast<double>(p->graph_bytes(gpu_->buffer_type()));
     if (wants > has && wants - has > free_memory()) {
         char text[200];
-        std::snprintf(text, sizeof text,
-                      "a batch of %lld tokens needs %.0f bytes more of the GPU's memory, but %.0f bytes are free: "
-                      "use a smaller n_batch",
-                      static_cast<long long>(shape.n_tokens), wants - has, free_memory());
+        std::snprintf(
+            text, sizeof text,
+            "a batch of %lld tokens needs %.0f bytes more of the GPU's memory, but %.0f bytes are free: "
+            "use a smaller n_batch",
+            static_cast<long long>(shape.n_tokens), wants - has, free_memory());
         throw InsufficientMemory(text);
     }
     try {
@@ -208,7 +216,8 @@ void DeviceEngine::change(DeltaMode mode, int64_t k, const Steering& steering, b
     steering_.reset();
     steering_ctx_.reset(
         ggml_init({.mem_size = 2 * ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true}));
-    ggml_tensor* t = ggml_new_tensor_1d(steering_ctx_.get(), GGML_TYPE_F32, static_cast<int64_t>(values.size()));
+    ggml_tensor* t =
+        ggml_new_tensor_1d(steering_ctx_.get(), GGML_TYPE_F32, static_cast<int64_t>(values.size()));
     steering_ = gpu_->allocate(steering_ctx_.get(), "the experts' settings");
     ggml_backend_tensor_set(t, values.data(), 0, ggml_nbytes(t));
     (steering.weights.empty() ? context_.bias : context_.forced) = static_cast<const float*>(t->data);

@@ -23,7 +23,7 @@ struct DeviceResult {
 class DeviceEngine {
  public:
     // Throws DeviceError.
-    DeviceEngine(const HParams& h, const DeviceWeights& w, DeltaMode mode, int64_t k);
+    DeviceEngine(const HParams& h, const DeviceWeights& w, DeltaMode mode, int64_t k, ggml_type kv_type);
 
     // Bytes of the device's memory for a context, keys and values included.
     double need(int64_t n_ctx, int64_t n_batch, ggml_type kv_type) const;

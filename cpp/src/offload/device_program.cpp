@@ -26,7 +26,8 @@ void Arena::place(ggml_tensor* leaf) {
     if (!buffer_)
         leaf->data = nowhere;
     else
-        ggml_backend_tensor_alloc(buffer_, leaf, static_cast<char*>(ggml_backend_buffer_get_base(buffer_)) + at);
+        ggml_backend_tensor_alloc(buffer_, leaf,
+                                  static_cast<char*>(ggml_backend_buffer_get_base(buffer_)) + at);
 }
 
 void Arena::place(ggml_tensor* node, const ggml_tensor* leaf) const {
@@ -72,6 +73,7 @@ void DeviceProgram::next_graph() {
 
 void DeviceProgram::store(ggml_tensor* node, ggml_tensor* to) {
     arena_.place(node, to);
+    ggml_set_output(node);  // so that no fusion leaves it out
     ggml_build_forward_expand(graph_, node);
 }
 
@@ -88,7 +90,7 @@ ggml_tensor* DeviceProgram::linear(ggml_tensor* weight, ggml_tensor* bias, ggml_
     return bias ? ggml_add(ctx_.get(), y, bias) : y;
 }
 
-// As Graph::attention, always ggml's flash attention.
+// As Graph::attention, always by ggml: flash attention where the device has it for these heads.
 ggml_tensor* DeviceProgram::attention(const LayerWeights& w, int64_t il, ggml_tensor* x) {
     ggml_context* ctx = ctx_.get();
     const HParams& h = *c_->hparams;
@@ -107,18 +109,40 @@ ggml_tensor* DeviceProgram::attention(const LayerWeights& w, int64_t il, ggml_te
     ggml_tensor* k_cache = c_->cache->k(il);
     ggml_tensor* v_cache = c_->cache->v(il);
     ggml_build_forward_expand(graph_, q);
-    ggml_build_forward_expand(graph_,
-                              ggml_set_rows(ctx, k_cache, ggml_reshape_2d(ctx, k, h.n_embd_kv(), n), kv_rows));
+    ggml_build_forward_expand(
+        graph_, ggml_set_rows(ctx, k_cache, ggml_reshape_2d(ctx, k, h.n_embd_kv(), n), kv_rows));
     ggml_build_forward_expand(graph_, ggml_set_rows(ctx, v_cache, v, kv_rows));
     auto heads = [&](ggml_tensor* cache) {  // [head_dim, n_kv, n_head_kv]
         return ggml_view_3d(ctx, cache, hd, shape.n_kv, h.n_head_kv, cache->nb[1],
                             ggml_row_size(cache->type, hd), 0);
     };
-    ggml_tensor* out =
-        ggml_flash_attn_ext(ctx, ggml_permute(ctx, q, 0, 2, 1, 3), heads(k_cache), heads(v_cache), mask,
-                            1.0f / std::sqrt(static_cast<float>(hd)), 0.0f, 0.0f);
-    ggml_prec_set_acc(out, GGML_PREC_F32);
+    const float scale = 1.0f / std::sqrt(static_cast<float>(hd));
+    q = ggml_permute(ctx, q, 0, 2, 1, 3);
+    ggml_tensor* out;  // [head_dim, n_head, n_tokens], contiguous
+    if (c_->flash) {
+        out = ggml_flash_attn_ext(ctx, q, heads(k_cache), heads(v_cache), mask, scale, 0.0f, 0.0f);
+        ggml_prec_set_acc(out, GGML_PREC_F32);
+    } else {
+        ggml_tensor* scores = ggml_mul_mat(ctx, heads(k_cache), q);  // [n_kv, n_tokens, n_head]
+        ggml_prec_set_acc(scores, GGML_PREC_F32);
+        scores = ggml_soft_max_ext(ctx, scores, mask, scale, 0.0f);
+        ggml_tensor* columns = ggml_cont(ctx, ggml_transpose(ctx, heads(v_cache)));  // [n_kv, head_dim, ..]
+        out = ggml_cont(ctx, ggml_permute(ctx, ggml_mul_mat(ctx, columns, scores), 0, 2, 1, 3));
+    }
     return linear(w.wo, w.bo, ggml_reshape_2d(ctx, out, hd * h.n_head, n));
+}
+
+bool device_has_flash_attention(const HParams& h, ggml_type kv_type, const Gpu& gpu) {
+    const ggml_context_ptr owner(
+        ggml_init({.mem_size = 8 * ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true}));
+    ggml_context* ctx = owner.get();
+    for (const int64_t n : {1, 64}) {
+        ggml_tensor* k = ggml_new_tensor_3d(ctx, kv_type, h.head_dim, kKvStep, h.n_head_kv);
+        ggml_tensor* q = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, h.head_dim, n, h.n_head);
+        ggml_tensor* mask = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, kKvStep, n);
+        if (!gpu.supports(ggml_flash_attn_ext(ctx, q, k, k, mask, 1.0f, 0.0f, 0.0f))) return false;
+    }
+    return true;
 }
 
 void DeviceProgram::launch_route(const Ffn& f) {
@@ -152,7 +176,8 @@ void DeviceProgram::launch_halve(const ggml_tensor* x) {
 // In place on y; `routes` null: the shared part alone.
 void DeviceProgram::launch_tiles(const device::Delta& delta, ggml_tensor* y, const float* routes) {
     const auto n = static_cast<int32_t>(shape.n_tokens), k = static_cast<int32_t>(routes ? c_->k : 0);
-    const int32_t n_tiles = static_cast<int32_t>(routes ? tiles_->ne[1] : (n + device::kTileTokens - 1) / device::kTileTokens);
+    const int32_t n_tiles =
+        static_cast<int32_t>(routes ? tiles_->ne[1] : (n + device::kTileTokens - 1) / device::kTileTokens);
     device::TilesArgs a{.delta = delta,
                         .y = floats(y),
                         .half = static_cast<const uint16_t*>(half_->data),
@@ -372,7 +397,7 @@ void DeviceProgram::check_supported(const Gpu& gpu) const {
     for (const Step& s : steps_)
         for (int i = 0; i < ggml_graph_n_nodes(s.graph); ++i) {
             const ggml_tensor* t = ggml_graph_node(s.graph, i);
-            if (ggml_backend_supports_op(gpu.backend(), t)) continue;
+            if (gpu.supports(t)) continue;
             std::string types;
             for (const ggml_tensor* from : t->src)
                 if (from) types += std::string(types.empty() ? "" : ", ") + ggml_type_name(from->type);

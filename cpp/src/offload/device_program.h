@@ -1,5 +1,5 @@
-// The forward pass of a model's last layers on a GPU: ggml graphs for the base, with our launches between them
-// where experts act.
+// The forward pass of a model's last layers on a GPU: ggml graphs for the base, with our launches between
+// them where experts act.
 //
 // A graph ends at what a launch reads and the next one begins with what it writes. These tensors lie in an
 // arena; everything between them is allocated by ggml within each graph. Both streams are ordered by events,
@@ -19,20 +19,23 @@
 
 namespace sardine {
 
-// Up to as many tokens go through the row kernel, whose sums ggml adds as biases of the base's products: at one
-// token it fuses them into the products. More go through the tile kernel, in place on the products.
+// Up to as many tokens go through the row kernel, whose sums ggml adds as biases of the base's products: at
+// one token it fuses them into the products. More go through the tile kernel, in place on the products.
 constexpr int64_t kRowsTokens = 8;
 
 struct DeviceContext {
     const HParams* hparams = nullptr;
     const DeviceWeights* weights = nullptr;
     const KvCache* cache = nullptr;
+    bool flash = true;  // device_has_flash_attention()
     DeltaMode mode = DeltaMode::off;
     int64_t k = 0;  // experts of a token; 0 where none act
     bool keep_router_logits = false;
     const float* bias = nullptr;    // of the device: [n_experts] or null
     const float* forced = nullptr;  // of the device: [2k] or null
 };
+
+bool device_has_flash_attention(const HParams& h, ggml_type kv_type, const Gpu& gpu);
 
 struct DeviceShape {
     int64_t n_tokens = 0;

@@ -16,7 +16,8 @@ using device::DeltaLayout;
 class Part {
  public:
     explicit Part(size_t n_tensors)
-        : ctx(ggml_init({.mem_size = n_tensors * ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true})) {}
+        : ctx(ggml_init(
+              {.mem_size = n_tensors * ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true})) {}
 
     ggml_tensor* like(const ggml_tensor* t) {
         if (!t) return nullptr;
@@ -79,8 +80,8 @@ std::vector<Packed> pack_together(Part& part, const std::vector<const DeltaMatri
     std::vector<Packed> out;
     size_t next = 0;
     for (const DeltaMatrix* m : matrices)
-        out.push_back(pack(part, *m, shape.total_warps(),
-                           m->empty() ? std::vector<int32_t>{} : split[next++]));
+        out.push_back(
+            pack(part, *m, shape.total_warps(), m->empty() ? std::vector<int32_t>{} : split[next++]));
     return out;
 }
 
@@ -90,7 +91,8 @@ double tensor_bytes(const ggml_tensor* t) {
 
 }  // namespace
 
-DeviceWeights::DeviceWeights(const Weights& w, const HParams& h, int64_t first, const Gpu& gpu) : first_(first) {
+DeviceWeights::DeviceWeights(const Weights& w, const HParams& h, int64_t first, const Gpu& gpu)
+    : first_(first) {
     auto keep = [&](Part& part, const char* what) {
         buffers_.push_back(part.copy(gpu, what));
         bytes_ += static_cast<double>(ggml_backend_buffer_get_size(buffers_.back().get()));
@@ -172,7 +174,8 @@ double device_scratch_estimate(const HParams& h, const ContextPlan& plan) {
            4.0 * static_cast<double>(h.n_vocab);
 }
 
-std::pair<int64_t, double> gpu_plan(const Weights& w, const HParams& h, const ContextPlan& plan, double free) {
+std::pair<int64_t, double> gpu_plan(const Weights& w, const HParams& h, const ContextPlan& plan,
+                                    double free) {
     const double budget = free - std::max(free * kAutoMargin, kAutoMarginBytes);
     double need = device_scratch_estimate(h, plan) + device_output_bytes(w);
     if (need > budget) return {0, 0.0};

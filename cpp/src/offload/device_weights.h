@@ -58,15 +58,16 @@ struct ContextPlan {
     ggml_type kv_type = GGML_TYPE_F16;
 };
 
-// Bytes that a context takes besides its keys and values: activations, the largest batch's logits of one token,
-// ggml-cuda's pool. An estimate from above for "auto"; a context measures before it allocates.
+// Bytes that a context takes besides its keys and values: activations, the largest batch's logits of one
+// token, ggml-cuda's pool. An estimate from above for "auto"; a context measures before it allocates.
 double device_scratch_estimate(const HParams& h, const ContextPlan& plan);
 // Bytes of one layer's weights and deltas on the GPU, and of what is there whatever the number of layers.
 double device_layer_bytes(const LayerWeights& l);
 double device_output_bytes(const Weights& w);
 
 // What to offload, 0 to n_layer + 1, so that weights, deltas, keys and values and scratch leave a margin of
-// `free` bytes: the larger of kAutoMargin of them and kAutoMarginBytes (session.h). And the bytes of all that.
+// `free` bytes: the larger of kAutoMargin of them and kAutoMarginBytes (session.h). And the bytes of all
+// that.
 std::pair<int64_t, double> gpu_plan(const Weights& w, const HParams& h, const ContextPlan& plan, double free);
 
 }  // namespace sardine

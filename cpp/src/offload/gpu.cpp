@@ -14,6 +14,7 @@ namespace sardine {
 namespace {
 
 std::atomic<uint64_t> emulated_memory{0};
+std::atomic<bool> emulated_flash{true};
 
 const char* const kInstall =
     "install llama-cpp-python with CMAKE_ARGS=-DGGML_CUDA=on and then this package with "
@@ -39,8 +40,8 @@ bool ggml_has_cuda() {
 std::unique_ptr<device::Device> open_kernels(ggml_backend* backend) {
     const std::string path = kernels_path();
     if (::access(path.c_str(), R_OK) != 0)
-        throw DeviceError("this build of sardine_gguf has no CUDA kernels (" + path + " is missing): " +
-                          kInstall);
+        throw DeviceError("this build of sardine_gguf has no CUDA kernels (" + path +
+                          " is missing): " + kInstall);
     // Never closed: CUDA keeps pointers into it.
     void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) throw DeviceError("cannot load the CUDA kernels: " + std::string(::dlerror()));
@@ -54,8 +55,9 @@ std::unique_ptr<device::Device> open_kernels(ggml_backend* backend) {
 
 }  // namespace
 
-void emulate_gpu(uint64_t free_bytes) {
+void emulate_gpu(uint64_t free_bytes, bool flash) {
     emulated_memory = free_bytes;
+    emulated_flash = flash;
 }
 
 std::unique_ptr<Gpu> Gpu::open() {
@@ -69,14 +71,15 @@ std::unique_ptr<Gpu> Gpu::open() {
         return gpu;
     }
     if (!ggml_has_cuda())
-        throw DeviceError(std::string("llama-cpp-python was built without CUDA, so there is no GPU to use: ") +
-                          kInstall);
+        throw DeviceError(
+            std::string("llama-cpp-python was built without CUDA, so there is no GPU to use: ") + kInstall);
     ggml_backend_dev_t dev = nullptr;
     for (size_t i = 0; !dev && i < ggml_backend_dev_count(); ++i)
         if (is_gpu(ggml_backend_dev_get(i))) dev = ggml_backend_dev_get(i);
     if (!dev)
         throw DeviceError(
-            "ggml finds no GPU: check that nvidia-smi lists one and that its driver is at least as new as the "
+            "ggml finds no GPU: check that nvidia-smi lists one and that its driver is at least as new as "
+            "the "
             "CUDA that llama-cpp-python was built with, or use n_gpu_layers=0");
     gpu->name_ = ggml_backend_dev_description(dev);
     gpu->backend_.reset(ggml_backend_dev_init(dev, nullptr));
@@ -92,6 +95,11 @@ double Gpu::free_memory() const {
     size_t free = 0, total = 0;
     ggml_backend_dev_memory(ggml_device(), &free, &total);
     return static_cast<double>(free);
+}
+
+bool Gpu::supports(const ggml_tensor* op) const {
+    if (emulated_ && op->op == GGML_OP_FLASH_ATTN_EXT && !emulated_flash) return false;
+    return ggml_backend_supports_op(backend_.get(), op);
 }
 
 ggml_backend_buffer_ptr Gpu::allocate(ggml_context* ctx, const char* what) const {

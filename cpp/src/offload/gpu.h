@@ -13,17 +13,20 @@ namespace sardine {
 
 class Gpu {
  public:
-    // The first GPU of ggml's. Throws DeviceError, which says what to install, where there is none, ggml or this
-    // package was built without CUDA, or the two do not fit.
+    // The first GPU of ggml's. Throws DeviceError, which says what to install, where there is none, ggml or
+    // this package was built without CUDA, or the two do not fit.
     static std::unique_ptr<Gpu> open();
     ~Gpu();
 
     ggml_backend* backend() const { return backend_.get(); }
     ggml_backend_dev_t ggml_device() const { return ggml_backend_get_device(backend_.get()); }
-    ggml_backend_buffer_type_t buffer_type() const { return ggml_backend_get_default_buffer_type(backend_.get()); }
+    ggml_backend_buffer_type_t buffer_type() const {
+        return ggml_backend_get_default_buffer_type(backend_.get());
+    }
     device::Device& kernels() const { return *kernels_; }
     const std::string& name() const { return name_; }
     double free_memory() const;
+    bool supports(const ggml_tensor* op) const;
 
     // Device memory in one piece for all tensors of ctx. Throws InsufficientMemory, which names `what`.
     ggml_backend_buffer_ptr allocate(ggml_context* ctx, const char* what) const;
@@ -52,7 +55,8 @@ struct GpuFacts {
 };
 GpuFacts find_gpus();
 
-// For tests: from now on the GPU is emulated by the CPU, and has so much free memory; 0 ends it.
-void emulate_gpu(uint64_t free_bytes);
+// For tests: from now on the GPU is emulated by the CPU, and has so much free memory; 0 ends it. `flash`:
+// whether it has flash attention, which ggml-cuda has for some sizes of heads only.
+void emulate_gpu(uint64_t free_bytes, bool flash);
 
 }  // namespace sardine
