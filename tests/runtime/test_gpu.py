@@ -1,7 +1,7 @@
 """On a real GPU: kernels within the bounds of their emulation, models as on the CPU. Skipped without one.
 
 ggml-cuda rounds activations to 8 bits for quantized products and to TF32 or f16 elsewhere, so whole models
-agree to NMSE 1e-4.
+agree to NMSE 1e-4. Where that changes an expert of a token, it and those after it are others: 1e-3.
 """
 
 from __future__ import annotations
@@ -73,6 +73,19 @@ def test_kernels_that_fail() -> None:
     check_rows(make_problem(np.ones((3, 5), bool), 65536, 2, 1, 1, "f32", 1), gpu=True)
 
 
+def compare(model: TinyModel, *, n_gpu_layers: Any, **options: Any) -> None:
+    """Logits, and unless the mode is off the experts, nearly all of which are the same."""
+    found = []
+    for n in (0, n_gpu_layers):
+        with Sardine(model.gguf, n_gpu_layers=n, **options) as m:
+            logits = m.eval(TOKENS)
+            found.append((logits, m.routing()[0] if m.delta_mode != "off" else np.zeros(1)))
+    (expected, experts), (logits, others) = found
+    same = float((experts == others).mean())
+    assert same >= 0.98
+    assert nmse(logits, expected) <= (MAX_NMSE if same == 1 else 1e-3)
+
+
 @pytest.fixture(scope="module", params=[32, 64])
 def heads(request: pytest.FixtureRequest, workshop: Path) -> TinyModel:
     """Heads that ggml-cuda has no flash attention for, and those that it has."""
@@ -88,11 +101,7 @@ def heads(request: pytest.FixtureRequest, workshop: Path) -> TinyModel:
 @pytest.mark.parametrize("n_batch", [1, 8, 200])
 def test_model(heads: TinyModel, mode: str, n_gpu_layers: Any, n_batch: int) -> None:
     """Whole or in part, in single tokens or batches."""
-    with Sardine(heads.gguf, delta_mode=mode) as cpu:
-        expected = cpu.eval(TOKENS)
-    options: dict[str, Any] = {"delta_mode": mode, "n_batch": n_batch, "n_gpu_layers": n_gpu_layers}
-    with Sardine(heads.gguf, **options) as m:
-        assert nmse(m.eval(TOKENS), expected) <= MAX_NMSE
+    compare(heads, delta_mode=mode, n_batch=n_batch, n_gpu_layers=n_gpu_layers)
 
 
 @pytest.mark.parametrize("name", ["q8_0", "q4_k_m"])
@@ -106,12 +115,8 @@ def test_model_quantized(workshop: Path, name: str, compensation: str) -> None:
         out={"outtype": name, "delta_type": "q8_0", "compensation": compensation},
     )
     for mode in MODES:
-        with Sardine(model.gguf, delta_mode=mode) as cpu:
-            expected = cpu.eval(TOKENS)
         for n_batch in (1, 200):
-            options: dict[str, Any] = {"delta_mode": mode, "n_batch": n_batch}
-            with Sardine(model.gguf, n_gpu_layers="all", **options) as m:
-                assert nmse(m.eval(TOKENS), expected) <= MAX_NMSE
+            compare(model, delta_mode=mode, n_batch=n_batch, n_gpu_layers="all")
 
 
 def test_text_of_the_example(workshop: Path) -> None:
