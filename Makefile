@@ -17,7 +17,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3-venv is missing: apt install python3-venv" >&2; exit 1; }
 
 # Built once as a wheel; the extras then add tools to it without building again.
-SOURCES := pyproject.toml CMakeLists.txt $(shell find cpp python convert -type f -not -name '*.pyc')
+SOURCES := pyproject.toml CMakeLists.txt $(shell find cpp python convert $(EXAMPLE) -type f -not -name '*.pyc')
 WHEEL = $(firstword $(wildcard build/dist/sardine_gguf-*.whl))
 
 build/dist/.built: $(BIN)/python $(SOURCES)

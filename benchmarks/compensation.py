@@ -95,13 +95,22 @@ def matrix_errors(
 
 def matrices() -> None:
     """Prints the table of single matrices."""
-    print("| weights, type | method | values | 1 % | 4 % |\n|---|---|---|---|---|")
+    columns = list(
+        dict.fromkeys(
+            (m, v) for m, v, _ in matrix_errors(np.eye(256, dtype=np.float32), "q8_0", 0.01)
+        )
+    )
+    print("| weights, type | " + " | ".join(f"{m}, {v}" for m, v in columns) + " |")
+    print("|---" * (1 + len(columns)) + "|")
     for kind in ("normal", "t5", "t3"):
         w = heavy_tailed(kind, 1024, 4096)
-        for qtype in ("q4_k", "q6_k", "q8_0"):
-            columns = [list(matrix_errors(w, qtype, d)) for d in (0.01, 0.04)]
-            for (method, values, low), (_, _, high) in zip(*columns, strict=True):
-                print(f"| {kind}, {qtype} | {method} | {values} | {low:.2f} | {high:.2f} |")
+        for qtype in ("q2_k", "q3_k", "q4_k", "q6_k", "q8_0"):
+            low, high = (
+                [f"{error:.2f}" for *_, error in matrix_errors(w, qtype, density)]
+                for density in (0.01, 0.04)
+            )
+            cells = [f"{a} / {b}" for a, b in zip(low, high, strict=True)]
+            print(f"| {kind}, {qtype} | " + " | ".join(cells) + " |", flush=True)
 
 
 def held_out_tokens(base: Path, n_dialogues: int) -> list[list[int]]:
@@ -150,16 +159,25 @@ def run_file(path: Path, dialogues: Sequence[Sequence[int]]) -> Run:
     return Run(path.stat().st_size, out)
 
 
+def against(
+    plain: NDArray[np.float64], found: NDArray[np.float64], dialogues: Sequence[Sequence[int]]
+) -> str:
+    """Change of a mean over tokens in per cent, with its standard error over the dialogues."""
+    ends = np.cumsum([len(d) for d in dialogues])[:-1]
+    change = np.array([part.sum() for part in np.split(found - plain, ends)])
+    error = change.std(ddof=1) * np.sqrt(change.size)
+    return f"{100 * change.sum() / plain.sum():+.1f} ± {100 * error / plain.sum():.1f} %"
+
+
 def model(base: Path, srde: Path, out_types: Sequence[str], n_dialogues: int) -> None:
     """Prints the table of a whole model."""
     dialogues = held_out_tokens(base, n_dialogues)
     n = sum(map(len, dialogues))
     print(f"{n} tokens of {len(dialogues)} held-out dialogues\n")
-    print(
-        "| density | outtype | deltas | compensation | shared | MB "
-        "| KL sparse | KL gain | KL off | same top-1 |\n"
-        "|---|---|---|---|---|---|---|---|---|---|"
-    )
+    shared = [f"extracted, {kind}" for _, kind in METHODS[2:]]
+    columns = ["KL sparse", "residual", *shared, "KL off", *shared]
+    print("| density | outtype | deltas | MB | " + " | ".join(columns) + " |")
+    print("|---" * (4 + len(columns)) + "|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for share, density in ((1.0, "4 %"), (0.25, "1 %")):
@@ -169,22 +187,30 @@ def model(base: Path, srde: Path, out_types: Sequence[str], n_dialogues: int) ->
             exact = run_file(exact_path, dialogues)
             for out_type in out_types:
                 for delta_type in ("q8_0", "f16"):
-                    for method, shared in METHODS:
+                    sizes, found = [], []
+                    for method, kind in METHODS:
                         path = folder / "x.gguf"
                         convert(
                             base, checkpoint, path, outtype=out_type, delta_type=delta_type,
-                            compensation=method, shared_type=shared, force=True,
+                            compensation=method, shared_type=kind, force=True,
                         )  # fmt: skip
                         run = run_file(path, dialogues)
-                        kl = [kl_divergence(exact.logits[m], run.logits[m]).mean() for m in MODES]
-                        top = [r.logits["sparse"].argmax(1) for r in (exact, run)]
-                        print(
-                            f"| {density} | {out_type} | {delta_type} | {method} | "
-                            f"{shared if method == 'extracted' else ''} | {run.size / 1e6:.3f} | "
-                            + " | ".join(f"{k:.4f}" for k in kl)
-                            + f" | {(top[0] == top[1]).mean():.4f} |",
-                            flush=True,
+                        sizes.append(run.size / 1e6)
+                        found.append(
+                            {m: kl_divergence(exact.logits[m], run.logits[m]) for m in MODES}
                         )
+                    cells = []
+                    for mode, first in (("sparse", 1), ("off", 2)):
+                        plain = found[0][mode]
+                        cells.append(f"{plain.mean():.3g}")
+                        cells += [against(plain, f[mode], dialogues) for f in found[first:]]
+                    size = f"{sizes[0]:.2f} " + " ".join(f"+{s - sizes[0]:.2f}" for s in sizes[2:])
+                    print(
+                        f"| {density} | {out_type} | {delta_type} | {size} | "
+                        + " | ".join(cells)
+                        + " |",
+                        flush=True,
+                    )
 
 
 def main() -> None:
@@ -195,8 +221,8 @@ def main() -> None:
     whole = sub.add_parser("model", help="KL divergence of a model")
     whole.add_argument("base", type=Path, help="Hugging Face folder")
     whole.add_argument("srde", type=Path, help="checkpoint")
-    whole.add_argument("--outtypes", default="q4_k_m,q8_0", help="a,b,...")
-    whole.add_argument("--dialogues", type=int, default=120)
+    whole.add_argument("--outtypes", default="q2_k,q3_k_m,q4_k_m,q8_0", help="a,b,...")
+    whole.add_argument("--dialogues", type=int, default=150)
     args = parser.parse_args()
     if args.what == "matrices":
         matrices()

@@ -124,7 +124,7 @@ def test_keys_and_values_in_q8_0(files: dict[str, Path], mode: str) -> None:
 
 
 def test_q8_0_costs_about_what_it_costs_in_llama_cpp(tmp_path: Path) -> None:
-    """Their own KL between f16 and q8_0 keys and values (which they rotate first), on the same base."""
+    """No more than their own KL between f16 and q8_0 (which they rotate first), on the same base."""
     write_base(EXAMPLE / "base", tmp_path / "base.gguf", "f32")
     theirs = {}
     with Sardine(tmp_path / "base.gguf", n_threads=1) as m:
@@ -146,4 +146,4 @@ def test_q8_0_costs_about_what_it_costs_in_llama_cpp(tmp_path: Path) -> None:
         theirs[kind] = np.array(llama.scores[: len(tokens)], np.float32)
         llama.close()
     np.testing.assert_allclose(expected, theirs[GGML_TYPE_F16], atol=1e-3)
-    assert ours <= 2 * kl_divergence(theirs[GGML_TYPE_F16], theirs[GGML_TYPE_Q8_0]).mean()
+    assert ours <= 1.25 * kl_divergence(theirs[GGML_TYPE_F16], theirs[GGML_TYPE_Q8_0]).mean()

@@ -115,12 +115,12 @@ void bind_testing(py::module_& m) {
           "What available memory is from now on; 0 asks the system again.");
     m.def(
         "set_node_work",
-        [](double quantized, double floats, double flash) {
+        [](double quantized, double floats, double flash, double sparse) {
             const NodeWork before = node_work();
-            node_work() = {.quantized = quantized, .floats = floats, .flash = flash};
-            return std::vector<double>{before.quantized, before.floats, before.flash};
+            node_work() = {.quantized = quantized, .floats = floats, .flash = flash, .sparse = sparse};
+            return std::vector<double>{before.quantized, before.floats, before.flash, before.sparse};
         },
-        py::arg("quantized"), py::arg("floats"), py::arg("flash"),
+        py::arg("quantized"), py::arg("floats"), py::arg("flash"), py::arg("sparse") = 1e18,
         "Sets the multiply-adds of a node at most; returns what they were.");
     m.def(
         "kernel_paths",

@@ -163,7 +163,8 @@ void Engine::change(GraphContext next) {
 
 // Sets n_ctx_ and n_batch_, or throws InsufficientMemory.
 void Engine::choose_context(const Model& m, const EngineOptions& o) {
-    const int64_t longest = bounded_batch(m.weights(), n_host_layers_);
+    const int64_t longest =
+        bounded_batch(m.weights(), n_host_layers_, o.mode == DeltaMode::sparse ? context_.n_expert_used : 0);
     auto n_batch = [&](int64_t n_ctx) { return std::min({o.n_batch, n_ctx, longest}); };
     if (o.n_ctx != kAutoContext) {
         n_ctx_ = o.n_ctx;

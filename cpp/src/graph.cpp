@@ -125,11 +125,18 @@ NodeWork& node_work() {
     return work;
 }
 
-int64_t bounded_batch(const Weights& w, int64_t n_layers) {
+int64_t bounded_batch(const Weights& w, int64_t n_layers, int64_t n_expert_used) {
     int64_t n = INT64_MAX;
-    for (const LayerWeights& l : std::span(w.layers).first(n_layers))
+    for (const LayerWeights& l : std::span(w.layers).first(n_layers)) {
         for (const ggml_tensor* t : {l.wq, l.wk, l.wv, l.wo, l.ffn_gate, l.ffn_up, l.ffn_down})
             n = std::min(n, bounded_rows(t));
+        if (!l.experts) continue;
+        for (const DeltaMatrix* d : {&l.experts->gate, &l.experts->up, &l.experts->down}) {
+            const int64_t arrays = n_expert_used + (d->shared.data ? 1 : 0);
+            const auto work = static_cast<double>(d->n_positions * arrays);
+            if (work > 0) n = std::min(n, bounded_rows(work, node_work().sparse));
+        }
+    }
     return n;
 }
 

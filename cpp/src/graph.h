@@ -22,17 +22,17 @@ inline bool uses_flash_attention(DeltaMode mode, ggml_type kv_type, int64_t n_to
     return n_tokens >= kFlashTokens || (mode == DeltaMode::off && kv_type != GGML_TYPE_Q8_0);
 }
 
-// Multiply-adds of a node at most, by the kind of its matrix or for flash attention. ggml asks between nodes
-// whether to stop, so they bound how long a cancelled evaluation goes on: to about 0.2 s on one AVX-512
-// core.
+// Multiply-adds of a node at most, by the kind of its matrix, for flash attention and for sparse deltas. ggml
+// asks between nodes whether to stop, so they bound how long a cancelled evaluation goes on: to about 0.2 s
+// on one AVX-512 core.
 struct NodeWork {
-    double quantized = 24e9, floats = 12e9, flash = 4e9;
+    double quantized = 24e9, floats = 12e9, flash = 4e9, sparse = 2e9;
 };
 NodeWork& node_work();  // changed by tests only, while no context is made or used
 
-// Tokens of a batch whose products with any one matrix of the first n_layers layers stay below that; at least
-// a tile.
-int64_t bounded_batch(const Weights& w, int64_t n_layers);
+// Tokens of a batch whose products with any one matrix of the first n_layers layers, and with the deltas of
+// the experts used, stay below that; at least a tile.
+int64_t bounded_batch(const Weights& w, int64_t n_layers, int64_t n_expert_used);
 
 // What a graph is built for; a graph is reused while this stays the same.
 struct GraphShape {

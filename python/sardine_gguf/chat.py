@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 
 from sardine_gguf._native import Model
 from sardine_gguf.errors import FormatError
 from sardine_gguf.messages import Message, TemplateStyle, normalise
 from sardine_gguf.special_text import SpecialText
 from sardine_gguf.template_process import TEMPLATES, TemplateRefusal, TemplateSyntax
+from sardine_gguf.think_prompt import Block, default_think_prompt, with_think_prompt
 
 __all__ = ["ChatTemplate", "Message"]
 
@@ -68,6 +70,25 @@ class ChatTemplate:
         self._always_found = re.compile(
             "|".join(re.escape(t) for t in sorted(always, key=len, reverse=True)) or r"(?!)"
         )
+
+    @cached_property
+    def think_prompt(self) -> list[Block] | None:
+        """The template's default system message, in blocks, if it asks for thoughts; None otherwise."""
+        if not (self._style.thinking and self._style.blocks):
+            return None
+        try:
+            return default_think_prompt(self.render([{"role": "user", "content": "."}]))
+        except ValueError:
+            return None
+
+    def with_think_prompt(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages with `think_prompt`, if any, added to a system message that they begin with."""
+        return with_think_prompt(messages, self.think_prompt) if self.think_prompt else messages
+
+    @property
+    def source(self) -> str:
+        """The template's Jinja source."""
+        return self._source
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The prompt as text, special tokens spelled out. Raises ValueError if the template refuses."""

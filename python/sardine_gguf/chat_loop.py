@@ -1,194 +1,291 @@
-"""The interactive chat: a thin loop around Sardine.start_chat."""
+"""The chat: messages, turns and commands, between a reader of what is typed and streams for what is shown."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
 
-from sardine_gguf.errors import ContextOverflow, SardineError
+from sardine_gguf.chat_commands import Leave, split_command
+from sardine_gguf.chat_commands_all import COMMANDS
+from sardine_gguf.chat_session import Conversation, SessionFile
+from sardine_gguf.chat_settings import Looks, checked_settings
+from sardine_gguf.chat_stats import stats_line
+from sardine_gguf.chat_turn import Output, Turn, run_turn
+from sardine_gguf.errors import ContextOverflow, FormatError, SardineError
 from sardine_gguf.generation import Generation
+from sardine_gguf.markdown_view import MarkdownPrinter
 from sardine_gguf.model import Sardine
-from sardine_gguf.terminal import BOLD, DIM, RESET, Printer, wants_colour
-
-HELP = """\
-/help, /?     this text
-/clear        forget the conversation
-/exit, /bye   leave (also Ctrl-D)
-Ctrl-C        stop an answer; what was said of it is kept
-Alt-Enter     new line in a message"""
-
-
-def stats_line(generation: Generation) -> str:
-    """Counts and rates of one answer, for people."""
-    t = generation.timings
-    cached = f", {t.cached_tokens} cached" if t.cached_tokens else ""
-    return (
-        f"[{t.prompt_tokens} prompt tokens{cached}, {t.prompt_per_second:.1f} t/s | "
-        f"{t.completion_tokens} tokens, {t.completion_per_second:.1f} t/s]"
-    )
-
-
-@dataclass
-class Turn:
-    """What came of one generation: the answer, the thoughts before it, whether Ctrl-C stopped it."""
-
-    answer: str = ""
-    thoughts: str = ""
-    interrupted: bool = False
-
-    @property
-    def message(self) -> dict[str, str]:
-        """The assistant's message. Thoughts stay in the context, which the next turn then continues."""
-        message = {"role": "assistant", "content": self.answer}
-        if self.thoughts:
-            message["reasoning_content"] = self.thoughts
-        return message
-
-
-def run_turn(generation: Generation, printer: Printer) -> Turn:
-    """Runs a generation and prints it as it goes."""
-    turn = Turn()
-    try:
-        for channel, text in generation:
-            printer.write(channel, text)
-            if channel == "content":
-                turn.answer += text
-            else:
-                turn.thoughts += text
-    except KeyboardInterrupt:
-        turn.interrupted = True
-    finally:
-        generation.close()
-    printer.end()
-    return turn
+from sardine_gguf.program import error_text
+from sardine_gguf.system_prompt import prepared
+from sardine_gguf.terminal import DIM, RESET, ColourMode, Printer, clean, wants_colour
+from sardine_gguf.transcript import Transcript
+from sardine_gguf.waiting import Waiting
 
 
 class Chat:
-    """One conversation on a terminal.
+    """One conversation.
 
     Args:
-        options: sampling options and max_tokens of every answer.
-        read: returns the next line typed; raises EOFError and KeyboardInterrupt as input() does.
+        context: the model's context that answers; also under the name `model`.
+        options: GenerationOptions of every turn.
+        system: the system message.
+        instructions: what the template would say itself instead of a system message, put after one.
+        read: returns the next message or command; raises EOFError and KeyboardInterrupt as input() does.
+        out, err: where answers and notes go; None takes the standard streams.
+        session: file that is written after each turn.
+        transcript: text file that gets each turn.
+
+    Attributes:
+        last: the last turn, None before the first.
+        attached: texts that go before the next message.
+        piece_style: asked before each piece for the SGR sequence that colours it; only with colours.
+        on_piece: called before each piece, when the context has last evaluated what it was drawn from.
+        before_turn, after_turn: called around each turn; what the second return is shown, "" is nothing.
+        stats_parts: what they return becomes a part of the stats line.
     """
 
     def __init__(
         self,
-        model: Sardine,
+        context: Sardine,
         *,
+        options: dict[str, Any] | None = None,
         system: str | None = None,
-        show_stats: bool = True,
-        hide_thinking: bool = False,
+        instructions: str | None = None,
+        looks: Looks | None = None,
         read: Callable[[], str] | None = None,
-        **options: Any,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+        colour: ColourMode = "auto",
+        session: SessionFile | None = None,
+        transcript: Transcript | None = None,
     ) -> None:
-        self._model, self._options, self._show_stats = model, options, show_stats
-        self._hide_thinking = hide_thinking
-        self._start: list[dict[str, Any]] = (
-            [{"role": "system", "content": system}] if system else []
-        )
-        self.messages = list(self._start)
-        self._read = read or terminal_reader()
-        self._commands: dict[str, Callable[[], bool]] = {
-            "/help": self._help,
-            "/?": self._help,
-            "/clear": self._clear,
-            "/exit": lambda: False,
-            "/bye": lambda: False,
-        }
+        self.context = self.model = context
+        self.options = {k: v for k, v in (options or {}).items() if v is not None}
+        self.looks = looks or Looks()
+        self.out, self.err = out or sys.stdout, err or sys.stderr
+        self.colour_mode: ColourMode = colour
+        self.colour = wants_colour(self.out, colour)
+        self.messages: list[dict[str, Any]] = []
+        self.attached: list[str] = []
+        self.last: Turn | None = None
+        self.read = read or _no_reader
+        self._instructions = instructions
+        self._session, self._transcript = session, transcript
+        self._anew = 0
+        self._in_loop = False
+        self.piece_style: Callable[[], str] | None = None
+        self.on_piece: list[Callable[[], None]] = []
+        self.before_turn: list[Callable[[], None]] = []
+        self.after_turn: list[Callable[[Turn], str]] = []
+        self.stats_parts: list[Callable[[Turn], str]] = []
+        if session and session.start:
+            self.resume(session.start, quiet_settings=self.options)
+        if system is not None:
+            self.system = system
+        self._saved = self._snapshot()
 
-    def run(self) -> None:
-        """Reads and answers until the end of the input or /exit."""
-        self._say("Type a message, /help for commands.")
+    # ---- the conversation ----
+
+    @property
+    def system(self) -> str | None:
+        """The system message. Setting it puts another first, None removes it."""
+        first = self.messages[0] if self.messages else {}
+        return str(first["content"]) if first.get("role") == "system" else None
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        if self.system is not None:
+            del self.messages[0]
+        if text:
+            self.messages.insert(0, {"role": "system", "content": text})
+
+    def clear(self) -> None:
+        """Forgets all but the system message, and empties the context."""
+        self.messages = self.messages[: self.system is not None]
+        self.attached = []
+        self.context.reset()
+
+    def conversation(self) -> Conversation:
+        """What /save writes."""
+        kept = {k: v for k, v in self.options.items() if isinstance(v, int | float | None)}
+        return Conversation(list(self.messages), kept, str(self._name()))
+
+    def resume(
+        self, conversation: Conversation, quiet_settings: dict[str, Any] | None = None
+    ) -> None:
+        """Takes the place of this conversation.
+
+        Args:
+            quiet_settings: options that were asked for now and win over saved ones.
+
+        Raises:
+            FormatError: a saved setting is not known or out of range; nothing changes.
+        """
+        try:
+            settings = checked_settings(conversation.settings)
+        except ValueError as e:
+            raise FormatError(f"the saved conversation has bad settings: {e}") from None
+        self.messages = list(conversation.messages)
+        self.options = {**self.options, **settings, **(quiet_settings or {})}
+        turns = sum(m["role"] == "user" for m in self.messages)
+        other = conversation.model and conversation.model != self._name()
+        held = f", held with {conversation.model}" if other else ""
+        self.say(f"(goes on after {turns} turns{held})")
+
+    def _name(self) -> str:
+        return str(self.context.metadata.get("general.name", ""))
+
+    # ---- turns ----
+
+    def ask(self, text: str) -> Turn:
+        """Sends a message. If nothing of an answer comes, or an error, the message is taken back."""
+        attached, self.attached = self.attached, []
+        self.messages.append({"role": "user", "content": "\n\n".join([*attached, text])})
+        answered = False
+        try:
+            turn = self._answer(self.options)
+            answered = bool(turn.answer)
+        finally:
+            if not answered:  # templates want user and assistant to take turns
+                self.messages.pop()
+                self.attached = attached
+        return turn
+
+    def regenerate(self) -> Turn:
+        """Takes the last answer back and asks again; the old one stays if nothing new comes."""
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            raise ValueError("there is no answer yet that could be given anew")
+        old = self.messages.pop()
+        self._anew += 1
+        seed = self.options.get("seed", self.context.sampling.seed)
+        more = {"seed": seed + self._anew} if seed >= 0 else {}  # the same seed gives the same text
+        answered = False
+        try:
+            turn = self._answer({**self.options, **more})
+            answered = bool(turn.answer)
+        finally:
+            if not answered:
+                self.messages.append(old)
+        return turn
+
+    def _answer(self, options: dict[str, Any]) -> Turn:
+        messages = prepared(self.messages, self._instructions)
+        turn = self.run(self.context.start_chat(messages, **options))
+        if turn.answer:
+            if self._transcript:
+                self._transcript.add(str(self.messages[-1]["content"]), turn.answer)
+            self.messages.append(turn.message)
+        self.report(turn)
+        return turn
+
+    def run(self, generation: Generation) -> Turn:
+        """Runs and shows a generation."""
+        for call in self.before_turn:
+            call()
+        reading = f"reading {generation.timings.prompt_tokens:,} tokens"
+        with Waiting(reading, stream=self.err) as waiting:
+            turn = run_turn(
+                generation, self._output(), on_first=waiting.stop, on_piece=self.on_piece
+            )
+        self.last = turn
+        return turn
+
+    def _output(self) -> Output:
+        terminal = self.out.isatty() or self.colour_mode == "on"
+        # Beside an answer on a terminal thoughts are dim; where only the answer is wanted they are elsewhere.
+        thoughts = None if not self.looks.thinking else self.out if terminal else self.err
+        if self.looks.markdown and self.out.isatty() and not self.piece_style:
+            return MarkdownPrinter(self.out, thoughts, colour=self.colour_mode)
+        return Printer(self.out, thoughts, colour=self.colour_mode, style=self.piece_style)
+
+    def report(self, turn: Turn) -> None:
+        """Notes after a turn: why it ended, what others have to say, counts and rates."""
+        if turn.interrupted:
+            self.say("(stopped)")
+        elif turn.generation.finish_reason == "length":
+            if self.context.n_tokens >= self.context.n_ctx:
+                self.say(f"(cut: the context of {self.context.n_ctx} tokens is full)")
+            elif self._in_loop:  # elsewhere who asked for a number of tokens knows it
+                self.say("(cut: max tokens)")
+        for call in self.after_turn:
+            self.say(call(turn))
+        if self.looks.timings:
+            self.say(stats_line(turn, self.context, self.stats_words()))
+
+    def stats_words(self) -> list[str]:
+        """What others add to the stats of the last turn."""
+        return [call(self.last) for call in self.stats_parts] if self.last else []
+
+    # ---- the terminal ----
+
+    def say(self, text: str) -> None:
+        """A note, apart from the answer; nothing for ""."""
+        if text:
+            safe = clean(text)
+            colour = wants_colour(self.err, self.colour_mode)
+            print(f"{DIM}{safe}{RESET}" if colour else safe, file=self.err, flush=True)
+
+    def take(self, text: str) -> None:
+        """Runs a command or sends a message.
+
+        Raises:
+            Leave: the command ends the chat.
+            ValueError, SardineError, OSError: it failed; the conversation is as before.
+        """
+        command = split_command(text, COMMANDS)
+        if command is None:
+            text = text.strip()
+            if text:
+                self.ask(text[1:] if text.startswith("//") else text)
+            return
+        found = COMMANDS.find(command[0])
+        if command[1] and not found.takes_text:
+            raise ValueError(f"{command[0]} takes nothing after it")
+        found.run(self, command[1])
+
+    def loop(self, *, single_turn: bool = False) -> None:
+        """Reads and answers until the end of the input or /exit, or to the first turn's end."""
+        self._in_loop = True
+        self.say("Type a message, /help for commands.")
         while True:
             try:
-                line = self._read().strip()
+                text = self.read()
             except KeyboardInterrupt:
-                self._say("Ctrl-D or /exit leaves.")
+                self.say("Ctrl-D or /exit leaves.")
                 continue
             except EOFError:
                 return
-            if line.startswith("/") and " " not in line:
-                command = self._commands.get(line)
-                if command is None:
-                    self._say(f"There is no command {line}; /help lists them.")
-                elif not command():
-                    return
-            elif line:
-                before = len(self.messages)
-                try:
-                    self._answer(line)
-                except KeyboardInterrupt:  # outside of the answer itself
-                    del self.messages[before:]
-                    self._say("(stopped)")
+            before = self.last
+            try:
+                self.take(text)
+            except Leave:
+                return
+            except BrokenPipeError:
+                raise
+            except KeyboardInterrupt:  # outside of the answer itself
+                self.say("(stopped)")
+            except (SardineError, ValueError, OSError, MemoryError) as e:
+                hint = "; /clear starts over" if isinstance(e, ContextOverflow) else ""
+                self.say(f"error: {error_text(e)}{hint}")
+            self.autosave()
+            if single_turn and self.last is not before:
+                return
 
-    def _answer(self, text: str) -> None:
-        self.messages.append({"role": "user", "content": text})
-        printer = Printer(sys.stdout, None if self._hide_thinking else sys.stdout)
-        try:
-            generation = self._model.start_chat(self.messages, **self._options)
-            turn = run_turn(generation, printer)
-        except (SardineError, ValueError) as e:
-            self.messages.pop()
-            hint = " /clear starts over." if isinstance(e, ContextOverflow) else ""
-            self._say(f"error: {e}{hint}")
+    def autosave(self) -> None:
+        """Writes the file of --session if anything has changed. An error is a note: the chat goes on."""
+        now = self._snapshot()
+        if self._session is None or now == self._saved:
             return
-        if turn.answer:
-            self.messages.append(turn.message)
-        else:
-            self.messages.pop()  # templates want user and assistant to take turns
-        if turn.interrupted:
-            self._say("(stopped)")
-        elif generation.finish_reason == "length":
-            self._say("(cut: max tokens or the context's end)")
-        if self._show_stats:
-            self._say(stats_line(generation))
+        try:
+            self._session.save(self.conversation())
+            self._saved = now
+        except (OSError, SardineError) as e:
+            self.say(f"error: the session is not saved: {error_text(e)}")
 
-    def _help(self) -> bool:
-        self._say(HELP)
-        return True
-
-    def _clear(self) -> bool:
-        self.messages = list(self._start)
-        self._model.reset()
-        self._say("(the conversation is forgotten)")
-        return True
-
-    @staticmethod
-    def _say(text: str) -> None:
-        colour = wants_colour(sys.stderr)
-        print(f"{DIM}{text}{RESET}" if colour else text, file=sys.stderr, flush=True)
+    def _snapshot(self) -> tuple[Sequence[dict[str, Any]], dict[str, Any]]:
+        return [dict(m) for m in self.messages], dict(self.options)
 
 
-def history_path() -> Path:
-    """Where typed messages are remembered, by the XDG rules."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "sardine_gguf" / "history"
-
-
-def terminal_reader() -> Callable[[], str]:
-    """Line editing, history and Alt-Enter for new lines, by prompt_toolkit."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.formatted_text import ANSI
-    from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-
-    keys = KeyBindings()
-
-    @keys.add("escape", "enter")
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.insert_text("\n")
-
-    history: History
-    try:
-        path = history_path()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        history = FileHistory(str(path))
-    except OSError:
-        history = InMemoryHistory()
-    session: PromptSession[str] = PromptSession(history=history, key_bindings=keys)
-    prompt = ANSI(f"{BOLD}> {RESET}") if wants_colour(sys.stdout) else "> "
-    return lambda: session.prompt(prompt)
+def _no_reader() -> str:
+    raise EOFError

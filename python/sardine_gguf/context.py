@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from sardine_gguf import _native
 
 KvType = Literal["f16", "f32", "q8_0"]
+KV_TYPES = get_args(KvType)
 ContextLength = int | Literal["auto"] | None
 
 _AUTO = -1

@@ -141,6 +141,18 @@ def gpu_support(found: dict[str, Any]) -> Check:
     return ok("devices", f"CPU, {gpus}")
 
 
+def device_list() -> str:
+    """The same as llama.cpp's --list-devices prints it."""
+    name, _ = processor_features(_read("/proc/cpuinfo"))
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = _native.available_memory()
+    memory = f"{total >> 20} MiB, {free >> 20} MiB free"
+    lines = ["Available devices:", f"  CPU: {name or platform.machine()} ({memory})"]
+    for gpu, gpu_free, gpu_total in _native.find_gpus()["devices"]:
+        lines.append(f"  CUDA: {gpu} ({gpu_total >> 20} MiB, {gpu_free >> 20} MiB free)")
+    return "\n".join(lines)
+
+
 def memory() -> list[Check]:
     """Total, and what can be allocated now."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

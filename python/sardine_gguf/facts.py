@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from sardine_gguf.open_model import OpenModel
@@ -84,37 +83,7 @@ class ModelFacts(OpenModel):
         """Names of the experts, in the order of their numbers; empty for a plain base."""
         return list(self.model.experts["names"])
 
-    def _place(self) -> str:
-        n, of = self.model.n_gpu_layers, self.model.hparams["n_layer"] + 1
-        return f"{self.model.gpu}, {n} of {of} layers" if n else "the CPU"
-
     @property
     def n_gpu_layers(self) -> int:
         """Layers on the GPU; the output counts as one."""
         return self.model.n_gpu_layers
-
-    def describe(self) -> str:
-        """The file, the base, the experts and the context, in a few lines for people."""
-        h, e = self.model.hparams, self.model.experts
-        path = Path(self.model.path)
-        name = _printable(self.model.file.get("general.name")) or path.stem
-        experts = (
-            f"experts: {e['expert_count']}, {e['expert_used_count']} a token, in {len(e['layers'])} of "
-            f"{h['n_layer']} layers ({', '.join(e['names'])})"
-            if e["expert_count"]
-            else "experts: none (a plain base model)"
-        )
-        adapter = Path(self.adapter) if self.adapter else None
-        from_file = (
-            [f"adapter: {adapter.name}, {adapter.stat().st_size / 1e6:.1f} MB"] if adapter else []
-        )
-        return "\n".join(
-            (
-                f"model:   {name} ({h['arch']}, {h['n_layer']} layers of {h['n_embd']}), "
-                f"{path.stat().st_size / 1e6:.1f} MB, {path.name}",
-                *from_file,
-                experts,
-                f"runs:    {self.delta_mode} on {self._place()}, {self.session.n_threads} threads, "
-                f"context {self.n_ctx} tokens, {self.session.memory_bytes / 1e6:.0f} MB for it",
-            )
-        )

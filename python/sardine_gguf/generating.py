@@ -141,15 +141,32 @@ class GenerationMethods(TokenMethods, ExpertMethods):
         self,
         messages: Sequence[Message],
         *,
+        think_prompt: bool | None = None,
         logprobs: int | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Generation:
         """The generation of the next assistant message; evaluates only what is new since the last turn.
 
-        Options as in `start`.
+        Args:
+            messages: {"role": ..., "content": text or blocks}, as the model's template takes them.
+            think_prompt: add the request to think first, which the default system message of a reasoning
+                model's template makes, to a system message among `messages`, which would replace it. None
+                does so where the template makes it and no grammar rules thoughts out.
+            logprobs, options: as in `start`.
+
+        Raises:
+            ValueError: think_prompt is True, and the template makes no such request.
         """
+        template = self.chat_template
+        if think_prompt and template.think_prompt is None:
+            raise ValueError(
+                "think_prompt is True, but the chat template has no default system message that asks for "
+                "thoughts: write the request into the system message"
+            )
+        if think_prompt or (think_prompt is None and not options.get("grammar")):
+            messages = template.with_think_prompt(messages)
         return self.start(
-            self.chat_template.encode(messages),
+            template.encode(messages),
             think=self.think_tokens,
             reuse_prefix=True,
             logprobs=logprobs,

@@ -25,7 +25,7 @@ def native_layers(n: GpuLayers) -> int:
     return n
 
 
-def add_gpu_flag(p: argparse.ArgumentParser) -> None:
+def add_gpu_flag(p: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """llama.cpp's -ngl."""
     p.add_argument(
         "-ngl",

@@ -16,6 +16,7 @@ from sardine_gguf.expert_settings import ExpertSettings, ExpertSpec
 from sardine_gguf.facts import ModelFacts
 from sardine_gguf.gpu_layers import GpuLayers, native_layers
 from sardine_gguf.llama_arguments import MISSING_ATTRIBUTES, llama_arguments
+from sardine_gguf.model_facts import facts
 from sardine_gguf.openai_api import OpenAIMethods
 from sardine_gguf.sampling import SamplingOptions
 
@@ -142,6 +143,10 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
         if experts is not None or options.delta_mode != "off":
             other.experts = self.experts if experts is None else experts
         return other
+
+    def describe(self) -> str:
+        """The file, the base, the experts and the context, in three lines for people."""
+        return facts(self)
 
     # ---- llama-cpp-python's ----
 

@@ -101,6 +101,7 @@ class OpenAIMethods(GenerationMethods):
         logprobs: bool | None = ...,
         top_logprobs: int | None = ...,
         response_format: Mapping[str, Any] | None = ...,
+        think_prompt: bool | None = ...,
         model: str | None = ...,
         **options: Unpack[GenerationOptions],
     ) -> dict[str, Any]: ...
@@ -113,6 +114,7 @@ class OpenAIMethods(GenerationMethods):
         logprobs: bool | None = ...,
         top_logprobs: int | None = ...,
         response_format: Mapping[str, Any] | None = ...,
+        think_prompt: bool | None = ...,
         model: str | None = ...,
         **options: Unpack[GenerationOptions],
     ) -> Iterator[dict[str, Any]]: ...
@@ -124,6 +126,7 @@ class OpenAIMethods(GenerationMethods):
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
         response_format: Mapping[str, Any] | None = None,
+        think_prompt: bool | None = None,
         model: str | None = None,
         **options: Unpack[GenerationOptions],
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
@@ -140,6 +143,7 @@ class OpenAIMethods(GenerationMethods):
             top_logprobs: and of this many of the likeliest in its place, 0 to 20; needs logprobs.
             response_format: see `sardine_gguf.response_format.response_grammar`. With it, or a grammar, the
                 answer begins at once, without thoughts.
+            think_prompt: see `start_chat`.
             model: name in the result; None takes the file's.
             options: see GenerationOptions. A negative max_tokens means no limit, as in llama-cpp-python.
 
@@ -154,7 +158,12 @@ class OpenAIMethods(GenerationMethods):
                     f"top_logprobs is {top_logprobs}, expected 0 to {MAX_TOP_LOGPROBS}"
                 )
         n_top = (top_logprobs or 0) if logprobs else None
-        generation = self.start_chat(messages, logprobs=n_top, **_resolve(options, response_format))
+        generation = self.start_chat(
+            messages,
+            think_prompt=think_prompt,
+            logprobs=n_top,
+            **_resolve(options, response_format),
+        )
         name, told = model or self._name(), bool(logprobs)
         if stream:
             return chat_completion_chunks(generation, name, logprobs=told)

@@ -18,6 +18,14 @@ EXIT_CODES = (
 )
 
 
+def error_text(error: BaseException) -> str:
+    """An error in one line; of the system's, the file and the reason."""
+    if isinstance(error, OSError) and error.strerror:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        return f"{name}: {error.strerror}" if name else error.strerror
+    return str(error) or type(error).__name__
+
+
 def run_program(
     parser: argparse.ArgumentParser,
     run: Callable[[argparse.Namespace], int],
@@ -44,19 +52,39 @@ def run_program(
     except FormatError as e:
         return fail(e, EXIT_FORMAT)
     except OSError as e:
-        return fail(
-            f"{e.filename or getattr(args, 'model', '')}: {e.strerror or e}".lstrip(": "), EXIT_IO
-        )
+        e.filename = e.filename or getattr(args, "model", None)
+        return fail(error_text(e), EXIT_IO)
     except (SardineError, MemoryError) as e:
         return fail(e, EXIT_ERROR)
     except ValueError as e:
         return fail(e, EXIT_USAGE)
 
 
-def log_to_stderr() -> None:
-    """Shows what libllama and ggml say."""
-    handler = logging.StreamHandler()
+# llama.cpp's verbosity: 0 is what programs print anyway, 1 errors, 2 warnings, 3 information, 4 and 5 all.
+_LEVELS = (
+    logging.CRITICAL,
+    logging.ERROR,
+    logging.WARNING,
+    logging.INFO,
+    logging.DEBUG,
+    logging.DEBUG,
+)
+
+
+def log_libraries(verbosity: int | None, file: str | None, *, everything: bool = False) -> None:
+    """Shows what libllama and ggml say, on standard error or in a file.
+
+    Args:
+        verbosity: 0 to 5 as in llama.cpp; None is 1, and 3 in a file.
+        everything: the same as verbosity 5.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    if verbosity is None:
+        verbosity = 3 if file else 1
+    handler = logging.FileHandler(file, encoding="utf-8") if file else logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logger = logging.getLogger("sardine_gguf")
     logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
+    logger.setLevel(_LEVELS[5 if everything else verbosity])

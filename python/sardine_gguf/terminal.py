@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TextIO
+import shutil
+from collections.abc import Callable
+from typing import Literal, TextIO
 
 # C0 and C1 controls but tab and newline, and the marks that reorder text.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -12,6 +14,9 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 DIM = "\x1b[2m"
 BOLD = "\x1b[1m"
 RESET = "\x1b[0m"
+ERASE_LINE = "\r\x1b[K"
+
+ColourMode = Literal["auto", "on", "off"]
 
 
 def clean(text: str) -> str:
@@ -19,9 +24,21 @@ def clean(text: str) -> str:
     return _UNSAFE.sub("\ufffd", text)
 
 
-def wants_colour(stream: TextIO) -> bool:
-    """True for a terminal, unless NO_COLOR is set or TERM is dumb."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def moves_cursor(stream: TextIO) -> bool:
+    """True for a terminal that understands escape sequences."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def wants_colour(stream: TextIO, mode: ColourMode = "auto") -> bool:
+    """True for a terminal, unless NO_COLOR is set or TERM is dumb; "on" and "off" decide by themselves."""
+    if mode != "auto":
+        return mode == "on"
+    return moves_cursor(stream) and not os.environ.get("NO_COLOR")
+
+
+def columns() -> int:
+    """Width of the terminal in characters."""
+    return shutil.get_terminal_size().columns
 
 
 class Printer:
@@ -30,13 +47,24 @@ class Printer:
     Args:
         answer: where the answer goes.
         thoughts: where thoughts go; None hides them.
+        colour: whether colours are welcome.
+        style: asked before each piece for the SGR sequence that colours it, "" for none; only with colours.
     """
 
-    def __init__(self, answer: TextIO, thoughts: TextIO | None) -> None:
+    def __init__(
+        self,
+        answer: TextIO,
+        thoughts: TextIO | None,
+        *,
+        colour: ColourMode = "auto",
+        style: Callable[[], str] | None = None,
+    ) -> None:
         self._hidden = thoughts is None
         self._streams = {"content": answer, "reasoning": thoughts or answer}
-        self._clean = {k: s.isatty() for k, s in self._streams.items()}
-        self._dim = wants_colour(self._streams["reasoning"])
+        self._clean = {k: s.isatty() or colour == "on" for k, s in self._streams.items()}
+        self._colour = {k: wants_colour(s, colour) for k, s in self._streams.items()}
+        self._dim = self._colour["reasoning"]
+        self._style = style
         self._channel = "content"
 
     def write(self, channel: str, text: str) -> None:
@@ -45,23 +73,27 @@ class Printer:
             return
         if channel != self._channel:
             self._switch(channel)
-        stream = self._streams[channel]
-        stream.write(clean(text) if self._clean[channel] else text)
-        stream.flush()
+        shown = clean(text) if self._clean[channel] else text
+        if self._style and self._colour[channel]:
+            style = self._style()
+            after = RESET + (DIM if channel == "reasoning" else "")
+            shown = f"{style}{shown}{after}" if style else shown
+        self._put(channel, shown)
 
     def end(self) -> None:
         """Ends the line, and the colour."""
         if self._channel == "reasoning":
             self._switch("content")
-        answer = self._streams["content"]
-        answer.write("\n")
-        answer.flush()
+        self._put("content", "\n")
+
+    def _put(self, channel: str, text: str) -> None:
+        stream = self._streams[channel]
+        stream.write(text)
+        stream.flush()
 
     def _switch(self, channel: str) -> None:
-        thoughts = self._streams["reasoning"]
         if channel == "reasoning":
-            thoughts.write(DIM if self._dim else "")
+            self._put("reasoning", DIM if self._dim else "")
         else:
-            thoughts.write((RESET if self._dim else "") + "\n")
-        thoughts.flush()
+            self._put("reasoning", (RESET if self._dim else "") + "\n")
         self._channel = channel

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from sardine_gguf.chat_loop import Chat
+from sardine_gguf.chat_session import Conversation
+from sardine_gguf.chat_settings import Looks
+from sardine_gguf.errors import FormatError
 from sardine_gguf.generation import Timings
+from sardine_gguf.sampling import SamplingOptions
 from sardine_gguf.terminal import Printer, clean
 
 
@@ -36,13 +41,19 @@ class FakeGeneration:
 class FakeModel:
     """Answers each turn with the next script and remembers the messages it was asked with."""
 
-    def __init__(self, *scripts: list[Any]) -> None:
+    metadata: ClassVar = {"general.name": "fake"}
+    n_tokens, n_ctx = 1, 10
+
+    def __init__(self, *scripts: list[Any], seed: int = -1) -> None:
         self._scripts = iter(scripts)
         self.asked: list[list[dict[str, Any]]] = []
+        self.options: list[dict[str, Any]] = []
+        self.sampling = SamplingOptions(seed=seed)
         self.resets = 0
 
-    def start_chat(self, messages: list[dict[str, Any]], **_: Any) -> FakeGeneration:
+    def start_chat(self, messages: list[dict[str, Any]], **options: Any) -> FakeGeneration:
         self.asked.append([dict(m) for m in messages])
+        self.options.append(options)
         return FakeGeneration(next(self._scripts))
 
     def reset(self) -> None:
@@ -58,8 +69,8 @@ def chat(model: FakeModel, *lines: Any, system: str | None = None) -> Chat:
             raise line
         return line
 
-    c = Chat(model, system=system, read=read, show_stats=False)  # type: ignore[arg-type]
-    c.run()
+    c = Chat(model, system=system, read=read, looks=Looks(timings=False))  # type: ignore[arg-type]
+    c.loop()
     return c
 
 
@@ -110,6 +121,78 @@ def test_ctrl_c_at_the_prompt_does_not_leave(capsys: pytest.CaptureFixture[str])
     chat(model, KeyboardInterrupt, "a")
     assert len(model.asked) == 1
     assert "Ctrl-D" in capsys.readouterr().err
+
+
+def test_an_answer_is_given_anew_with_another_seed() -> None:
+    model = FakeModel([("content", "one")], [("content", "two")], [KeyboardInterrupt], seed=5)
+    c = chat(model, "/regen", "a", "/regen", "/regen")
+    assert model.asked == [[{"role": "user", "content": "a"}]] * 3
+    assert [o.get("seed") for o in model.options] == [None, 6, 7]
+    assert [m["content"] for m in c.messages] == ["a", "two"]  # nothing new came the last time
+
+
+def test_a_file_waits_for_the_next_message_that_is_answered(tmp_path: Path) -> None:
+    (tmp_path / "f.txt").write_text("text")
+    model = FakeModel([KeyboardInterrupt], [("content", "ok")], [("content", "ok")])
+    c = chat(model, f"/read {tmp_path / 'f.txt'}", "a", "b", "c")
+    assert [m["content"] for m in c.messages] == ["text\n\nb", "ok", "c", "ok"]
+
+
+def test_the_system_message_changes_in_the_middle() -> None:
+    model = FakeModel([("content", "one")], [("content", "two")])
+    c = chat(model, "a", "/system be brief", "b", "/system none")
+    assert model.asked[1][0] == {"role": "system", "content": "be brief"}
+    assert [m["role"] for m in c.messages] == ["user", "assistant"] * 2
+
+
+def test_two_slashes_send_one() -> None:
+    model = FakeModel([("content", "one")], [("content", "two")])
+    chat(model, "//help", "/usr/bin is what?", "/usr")
+    assert [m[-1]["content"] for m in model.asked] == ["/help", "/usr/bin is what?"]
+
+
+def test_settings_reach_the_model_and_the_file() -> None:
+    model = FakeModel([("content", "one")])
+    c = chat(model, "/set temp 0.5", "/set max-tokens 7", "/set top_k x", "a")
+    assert model.options == [{"temperature": 0.5, "max_tokens": 7}]
+    assert c.conversation() == Conversation(
+        c.messages, {"temperature": 0.5, "max_tokens": 7}, "fake"
+    )
+
+
+def test_resuming_takes_all_or_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    c = chat(FakeModel([("content", "one")]), "a")
+    with pytest.raises(FormatError, match="bad settings"):
+        c.resume(Conversation([], {"temperature": -3}))
+    assert len(c.messages) == 2
+    c.resume(Conversation([], {"temperature": 0.5}, "other"), {"temperature": 1})
+    assert (c.messages, c.options) == ([], {"temperature": 1})
+    assert "held with other" in capsys.readouterr().err
+
+
+def test_hooks_see_every_piece_and_turn(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What colours tokens by their experts hangs on these."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    out = FakeTerminal()
+    model = FakeModel([("reasoning", "hm"), ("content", "on"), ("content", "e")])
+    c = Chat(model, out=out)  # type: ignore[arg-type]
+    events: list[str] = []
+    c.before_turn.append(lambda: events.append("before"))
+    c.on_piece.append(lambda: events.append("piece"))
+    c.after_turn.append(lambda turn: f"legend of {turn.answer}")
+    c.stats_parts.append(lambda turn: "math 90 %")
+    c.piece_style = lambda: "\x1b[31m"
+    c.ask("a")
+    assert events == ["before", "piece", "piece", "piece"]
+    assert out.getvalue() == (
+        "\x1b[2m\x1b[31mhm\x1b[0m\x1b[2m\x1b[0m\n\x1b[31mon\x1b[0m\x1b[31me\x1b[0m\n"
+    )
+    notes = capsys.readouterr().err.splitlines()
+    assert notes[0] == "legend of one"
+    assert notes[1].endswith("| math 90 %]")
 
 
 def test_clean_keeps_text_and_removes_what_drives_a_terminal() -> None:

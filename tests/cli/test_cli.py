@@ -1,35 +1,18 @@
-"""sardine-cli as a program: one-shot and piped use, exit codes, and a chat on a real pseudo-terminal."""
+"""sardine-cli as a program: one-shot and piped use, flags, exit codes."""
 
 from __future__ import annotations
 
+import json
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gguf_mutate import Gguf
-from make_checkpoint import srde_checkpoint, tiny_base
 from sardine_gguf import _native
-from sardine_gguf.convert import convert, write_base
-
-CLI = [sys.executable, "-m", "sardine_gguf.cli"]
-PROMPT = "1m>"  # as prompt_toolkit draws it in bold
-
-
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model: its answers are noise, but real tokens."""
-    folder = tmp_path_factory.mktemp("cli")
-    tiny_base(folder / "base", hidden=32, inner=48, layers=2, seed=2)
-    srde_checkpoint(folder / "srde_weights.pt", folder / "base")
-    convert(folder / "base", folder / "srde_weights.pt", folder / "m.gguf", outtype="f32")
-    return folder / "m.gguf"
+from screens import CLI, Emulated
 
 
 def cli(
@@ -41,7 +24,10 @@ def cli(
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, **(env or {})},
+        env={
+            **{k: v for k, v in os.environ.items() if not k.startswith("LLAMA_ARG")},
+            **(env or {}),
+        },
     )
 
 
@@ -51,7 +37,9 @@ def test_one_shot_is_deterministic_and_only_the_answer_is_on_stdout(model_file: 
     assert runs[0].stdout == runs[1].stdout
     assert runs[0].stdout.strip()
     assert re.fullmatch(
-        r"\[\d+ prompt tokens, [\d.]+ t/s \| 12 tokens, [\d.]+ t/s\]", runs[0].stderr.strip()
+        r"\[\d+ prompt tokens, [\d.]+ t/s \| first [\d.]+ s \| 12 tokens, [\d.]+ t/s \| "
+        r"context \d+/256 \| \w+ \d+ %\]",
+        runs[0].stderr.strip(),
     )
 
 
@@ -93,6 +81,23 @@ def test_file_system_prompt_and_raw(model_file: Path, tmp_path: Path) -> None:
         (["-m", "{m}", "-p", "x", "-b", "0"], 2, "n_batch is 0"),
         (["-m", "{m}", "--delta-mode", "dense"], 2, "invalid choice"),
         (["-p", "x"], 2, "-m/--model"),
+        (["-m", "{m}", "--example", "-p", "x"], 2, "both name a model"),
+        (["-m", "{m}", "-p", "x", "-ctk", "q8_0", "-ctv", "f16"], 2, "one type for both"),
+        (["-m", "{m}", "-p", "x", "-ngl", "99"], 2, "computes on the CPU only"),
+        (["-m", "{m}", "-p", "x", "-l", "12"], 2, "-l/--logit-bias"),
+        (["-m", "{m}", "-p", "x", "-j", "{{"], 2, "it is no JSON"),
+        (["-m", "{m}", "-p", "x", "--grammar", "root ::= no"], 2, "rule 'no' is not defined"),
+        (["-m", "{m}", "-p", "x", "--temperatur", "1"], 2, "did you mean --temperature?"),
+        (["{m}"], 2, "a model is named with -m"),
+        (["-m", "{m}", "-p", "x", "-sys", "a", "-sysf", "b"], 2, "use one"),
+        (["-m", "{m}", "-p", "x", "-f", "{dir}/none.txt"], 4, "none.txt: No such file"),
+        (
+            ["-m", "{m}", "-p", "x", "--session", "{dir}/srde_weights.pt"],
+            3,
+            "no saved conversation",
+        ),
+        (["-m", "{m}", "-p", "x", "-o", "{dir}"], 4, "directory"),
+        (["-m", "{dir}/M.gguf", "-p", "x"], 4, "did you mean {dir}/m.gguf?"),
         (["-m", "{dir}/none.gguf", "-p", "x"], 4, "No such file"),
         (["-m", "{dir}", "-p", "x"], 4, "directory"),
         (["-m", "{dir}/srde_weights.pt", "-p", "x"], 3, "not a GGUF file"),
@@ -105,7 +110,7 @@ def test_errors_are_one_line_with_an_exit_code(
     filled = [a.format(m=model_file, dir=model_file.parent) for a in args]
     result = cli(*filled)
     assert result.returncode == code, result.stderr
-    assert message in result.stderr
+    assert message.format(dir=model_file.parent) in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
 
@@ -118,115 +123,14 @@ def test_version_and_help_need_no_model() -> None:
 def test_a_reader_that_leaves_causes_no_traceback(model_file: Path) -> None:
     command = " ".join([*CLI, "-m", str(model_file), "-p", "hi", "-n", "200", "-t", "1"])
     result = subprocess.run(
-        ["bash", "-c", f"{command} | head -c 5 >/dev/null"],
+        ["bash", "-o", "pipefail", "-c", f"{command} | head -c 5 >/dev/null"],
         capture_output=True,
         text=True,
         timeout=120,
     )
+    assert result.returncode == 0
     assert "Traceback" not in result.stderr
     assert "Exception" not in result.stderr
-
-
-class Terminal:
-    """sardine-cli on a pseudo-terminal."""
-
-    def __init__(self, args: list[str], home: Path) -> None:
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            env = {
-                **os.environ,
-                "TERM": "xterm",
-                "PROMPT_TOOLKIT_NO_CPR": "1",
-                "XDG_STATE_HOME": str(home),
-            }
-            os.execvpe(sys.executable, [*CLI, *args], env)
-        self.output = ""
-        self._seen = 0
-
-    def read_until(self, text: str, timeout: float = 60) -> str:
-        """Reads until `text` comes after the last match; returns what came, `text` included."""
-        end = time.monotonic() + timeout
-        while (found := self.output.find(text, self._seen)) < 0:
-            left = end - time.monotonic()
-            assert left > 0, f"{text!r} did not come; the terminal shows:\n{self.output}"
-            if select.select([self.fd], [], [], left)[0]:
-                try:
-                    data = os.read(self.fd, 4096).decode("utf-8", "replace")
-                except OSError:
-                    data = ""
-                assert data, f"the program ended before {text!r}:\n{self.output}"
-                self.output += data
-        came = self.output[self._seen : found + len(text)]
-        self._seen = found + len(text)
-        return came
-
-    def type(self, text: str) -> None:
-        os.write(self.fd, text.encode())
-
-    def wait(self, timeout: float = 30) -> int:
-        end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                return os.waitstatus_to_exitcode(status)
-            if select.select([self.fd], [], [], 0.05)[0]:
-                try:
-                    self.output += os.read(self.fd, 4096).decode("utf-8", "replace")
-                except OSError:
-                    time.sleep(0.05)
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        raise AssertionError(f"the program did not end:\n{self.output}")
-
-
-def test_a_chat_on_a_terminal(model_file: Path, tmp_path: Path) -> None:
-    chat = Terminal(["-m", str(model_file), "-n", "12", "-s", "1", "-t", "1"], tmp_path)
-    facts = chat.read_until("/help for commands")
-    assert "experts: 6, 2 a token" in facts
-    chat.read_until(PROMPT)
-    chat.type("hello\r")
-    assert "12 tokens" in chat.read_until("t/s]")
-    chat.read_until(PROMPT)
-    chat.type("/nonsense\r")
-    chat.read_until("There is no command /nonsense")
-    chat.read_until(PROMPT)
-    chat.type("/help\r")
-    chat.read_until("/clear")
-    chat.read_until(PROMPT)
-    chat.type("/clear\r")
-    chat.read_until("forgotten")
-    chat.read_until(PROMPT)
-    chat.type("\x03")
-    chat.read_until("Ctrl-D or /exit leaves")
-    chat.type("/exit\r")
-    assert chat.wait() == 0
-    assert "hello" in (tmp_path / "sardine_gguf" / "history").read_text()
-
-
-def test_ctrl_c_stops_the_answer_and_not_the_program(model_file: Path, tmp_path: Path) -> None:
-    chat = Terminal(["-m", str(model_file), "-c", "400000", "--temp", "0", "-t", "1"], tmp_path)
-    chat.read_until(PROMPT)
-    chat.type("hello\r")
-    time.sleep(1)  # greedy, this model runs in a circle until the context of 400,000 ends
-    chat.type("\x03")
-    stopped = chat.read_until("t/s]")
-    assert "(stopped)" in stopped
-    chat.read_until(PROMPT)
-    chat.type("/exit\r")
-    assert chat.wait() == 0
-
-
-@pytest.fixture(scope="module")
-def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose template begins the thoughts, so that it thinks without having learned to."""
-    path = tmp_path_factory.mktemp("thinker") / "m.gguf"
-    base = Path(__file__).parents[2] / "examples" / "tiny-sardine" / "base"
-    write_base(base, path, "q8_0", n_threads=1)
-    g = Gguf.parse(path.read_bytes())
-    template = (base / "chat_template.jinja").read_text() + "{{ '[THINK]' }}"
-    g.set("tokenizer.chat_template", "str", template)
-    path.write_bytes(g.build())
-    return path
 
 
 def test_thoughts_off_a_terminal(thinker: Path) -> None:
@@ -245,26 +149,219 @@ def test_thoughts_off_a_terminal(thinker: Path) -> None:
     assert cli(*flags, "--reasoning-budget", -2).returncode == 2
 
 
-def test_thoughts_on_a_terminal_are_dim(thinker: Path, tmp_path: Path) -> None:
-    args = ["-m", str(thinker), "-n", "24", "--temp", "0", "-t", "1", "--reasoning-budget", "4"]
-    one_shot = Terminal([*args, "-p", "Hi"], tmp_path)
-    thoughts = one_shot.read_until("\x1b[0m").partition("\x1b[2m")[2]
-    assert thoughts.removesuffix("\x1b[0m").strip()
-    assert one_shot.wait() == 0
-    chat = Terminal([*args, "--hide-thinking"], tmp_path)
-    chat.read_until(PROMPT)
-    chat.type("Hi\r")
-    shown = chat.read_until("t/s]")
-    assert thoughts.removesuffix("\x1b[0m").strip() not in shown
-    chat.read_until(PROMPT)
-    chat.type("/exit\r")
-    assert chat.wait() == 0
+def test_thoughts_on_a_terminal_are_dim(thinker: Path, emulated: Callable[..., Emulated]) -> None:
+    args = ["-m", thinker, "-n", 24, "--temp", 0, "-t", 1, "--reasoning-budget", 4, "-p", "Hi"]
+    one_shot = emulated(*args)
+    assert one_shot.wait_for_exit() == 0
+    thoughts = one_shot.raw.partition(b"\x1b[2m")[2].partition(b"\x1b[0m")[0].decode()
+    assert thoughts.strip()
+    hidden = emulated(*args, "--hide-thinking")
+    assert hidden.wait_for_exit() == 0
+    assert thoughts.strip() not in hidden.text()
+    assert hidden.text().strip()
 
 
-def test_verbose_shows_what_libllama_says(model_file: Path) -> None:
+def test_verbose_shows_what_libllama_says(model_file: Path, tmp_path: Path) -> None:
     flags = ["-m", model_file, "-p", "hi", "-n", 2, "-t", 1]
     assert "DEBUG: " in cli(*flags, "-v").stderr
     assert "DEBUG" not in cli(*flags).stderr
+    assert "DEBUG: " in cli(*flags, "-lv", 5).stderr
+    log = tmp_path / "log.txt"
+    assert "DEBUG" not in cli(*flags, "--log-file", log, "-lv", 4).stderr
+    assert "DEBUG: " in log.read_text()
+
+
+def test_an_interrupted_answer_is_exit_code_130(model_file: Path) -> None:
+    """What was written until then stays on standard output."""
+    args = ["-m", model_file, "-p", "hi", "-c", 400000, "--temp", 0, "-t", 1, "--no-show-timings"]
+    with subprocess.Popen(
+        [*CLI, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as program:
+        assert program.stdout
+        assert program.stderr
+        begin = program.stdout.read(1)
+        program.send_signal(signal.SIGINT)
+        rest = program.stdout.read()
+        errors = program.stderr.read().decode()
+    assert program.returncode == 130
+    assert (begin + rest).endswith(b"\n")
+    assert errors == "(stopped)\n"
+
+
+def test_interrupted_while_the_prompt_is_read(model_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("word " * 30000)
+    args = ["-m", model_file, "-f", tmp_path / "long.txt", "-c", 400000, "-t", 1, "-v"]
+    with subprocess.Popen(
+        [*CLI, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as program:
+        assert program.stderr
+        for line in program.stderr:
+            if line.startswith(b"runs: "):  # loaded; the prompt takes minutes
+                break
+        program.send_signal(signal.SIGINT)
+        out, _ = program.communicate(timeout=120)
+    assert program.returncode == 130
+    assert not out.strip()
+
+
+def test_flags_of_llama_cpp_do_something(model_file: Path, tmp_path: Path) -> None:
+    """Each changes a greedy answer, or what is written beside it."""
+    base = ["-m", model_file, "-n", 12, "-t", 1, "--no-show-timings"]
+    greedy = [*base, "-p", "hi", "--temp", 0]
+    plain = cli(*greedy).stdout
+    (tmp_path / "p.txt").write_text("hi")
+    (tmp_path / "g.gbnf").write_text('root ::= "yes"')
+    (tmp_path / "t.jinja").write_text("{{ messages[0]['content'] }}")
+    (tmp_path / "s.txt").write_text("Be brief.\n")
+    assert cli(*greedy, "--grammar", 'root ::= "no"').stdout == "no\n"
+    assert cli(*greedy, "--grammar-file", tmp_path / "g.gbnf").stdout == "yes\n"
+    schema = '{"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}'
+    assert json.loads(cli(*greedy[:-2], "-p", "hi", "-n", 40, "-j", schema).stdout) == {"a": 1}
+    assert cli(*greedy, "-l", f"{_first_token(model_file)}-inf").stdout != plain
+    for more in (
+        ["--repeat-penalty", 2], ["--frequency-penalty", 9], ["--presence-penalty", 30],
+        ["-sysf", tmp_path / "s.txt"], ["--chat-template-file", tmp_path / "t.jinja"],
+        ["--no-experts"], ["-n", 3],
+    ):  # fmt: skip
+        assert cli(*greedy, *more).stdout != plain, more
+    assert cli(*greedy, "--no-experts").stdout == cli(*greedy, "--delta-mode", "off").stdout
+    assert (
+        cli(*greedy, "-sysf", tmp_path / "s.txt").stdout == cli(*greedy, "-sys", "Be brief.").stdout
+    )
+    sampled = [*base, "-p", "hi", "-s", 1]
+    texts = {
+        cli(*sampled, *more).stdout
+        for more in ([], ["--typical", 0.05], ["--mirostat", 2], ["--mirostat", 2, "--mirostat-ent", 0.1],
+                     ["--xtc-probability", 1, "--xtc-threshold", 0.0001])
+    }  # fmt: skip
+    assert len(texts) == 5
+    both = cli(*greedy[:-4], "-p", "hi", "-f", tmp_path / "p.txt", "--temp", 0).stdout
+    assert both == cli(*base, "-p", "hi\n\nhi", "--temp", 0).stdout
+    from_stdin = cli(*base, "-f", "-", "--temp", 0, stdin="hi").stdout
+    assert from_stdin == plain
+    out = tmp_path / "out.txt"
+    cli(*greedy, "-o", out)
+    assert out.read_text() == f"> hi\n\n{plain}\n"
+
+
+def _first_token(model_file: Path) -> int:
+    from sardine_gguf import Sardine
+
+    with Sardine(model_file, n_threads=1) as m:
+        generation = m.start_chat([{"role": "user", "content": "hi"}], temperature=0, max_tokens=1)
+        list(generation)
+        return generation.tokens[0]
+
+
+def test_flags_from_the_environment(model_file: Path) -> None:
+    env = {
+        "LLAMA_ARG_MODEL": str(model_file), "LLAMA_ARG_N_PREDICT": "3", "LLAMA_ARG_CTX_SIZE": "256",
+        "LLAMA_ARG_SHOW_TIMINGS": "1",
+    }  # fmt: skip
+    told = cli("-p", "hi", "-t", 1, env=env).stderr
+    assert "| 3 tokens" in told
+    assert "/256 |" in told
+    assert "| 5 tokens" in cli("-p", "hi", "-t", 1, "-n", 5, env=env).stderr  # the flag wins
+    assert cli("-p", "hi", "-t", 1, env={**env, "LLAMA_ARG_SHOW_TIMINGS": "off"}).stderr == ""
+    bad = cli("-p", "hi", env={**env, "LLAMA_ARG_SHOW_TIMINGS": "perhaps"})
+    assert bad.returncode == 2
+    assert "LLAMA_ARG_SHOW_TIMINGS is perhaps" in bad.stderr
+    assert cli("-p", "hi", env={**env, "LLAMA_ARG_CTX_SIZE": "many"}).returncode == 2
+
+
+def test_what_needs_no_model(tmp_path: Path) -> None:
+    devices = cli("--list-devices")
+    assert re.fullmatch(
+        r"Available devices:\n  CPU: .+ \(\d+ MiB, \d+ MiB free\)\n", devices.stdout
+    )
+    script = tmp_path / "complete.bash"
+    script.write_text(cli("--completion-bash").stdout)
+    probe = (
+        f"source {script}; COMP_WORDS=(sardine-cli --delta-mode ''); COMP_CWORD=2; _sardine_cli; "
+        'echo "${COMPREPLY[*]}"; COMP_WORDS=(sardine-cli --top-); COMP_CWORD=1; _sardine_cli; '
+        'echo "${COMPREPLY[*]}"'
+    )
+    done = subprocess.run(["bash", "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["sparse gain off", "--top-k --top-p"]
+
+
+def test_without_a_model_three_lines_say_what_to_do(tmp_path: Path) -> None:
+    result = subprocess.run(
+        CLI, capture_output=True, text=True, cwd=tmp_path, stdin=subprocess.DEVNULL, timeout=120
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 3
+    assert "-m/--model" in lines[0]
+    assert "sardine-cli --example" in lines[1]
+    assert "sardine-cli -m FILE.gguf" in lines[2]
+    assert "convert-sardine" in lines[2]
+    (tmp_path / "a.gguf").write_text("<html>")
+    (tmp_path / "b.gguf").write_bytes(b"GGUF")
+    again = subprocess.run(CLI, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert "sardine-cli -m b.gguf" in again.stderr
+
+
+def test_the_example_is_converted_once(home: dict[str, str], tmp_path: Path) -> None:
+    answers = [cli("--example", "-p", "What is 15% of 80?", "-t", 1, env=home) for _ in range(2)]
+    assert [a.returncode for a in answers] == [0, 0]
+    assert "15% of 80 is 12." in answers[0].stdout
+    assert answers[0].stdout == answers[1].stdout
+    cache = tmp_path / "cache" / "sardine_gguf"
+    (made,) = cache.glob("*/*")
+    assert made.name == "tiny-sardine.gguf"
+    cache.rename(tmp_path / "away")
+    cache.write_text("a file where the folder should be")
+    refused = cli("--example", "-p", "hi", env=home)
+    assert refused.returncode == 4
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_full_context_is_said(model_file: Path) -> None:
+    full = cli("-m", model_file, "-p", "hi", "-c", 32, "--temp", 0, "-t", 1)
+    assert full.returncode == 0
+    assert "(cut: the context of 32 tokens is full)" in full.stderr
+    assert "context 32/32 |" in full.stderr
+    long = cli("-m", model_file, "-p", "word " * 32, "-c", 32, "-t", 1)
+    assert long.returncode == 1
+    assert re.search(r"the prompt has \d+ tokens, more than n_ctx 32", long.stderr)
+
+
+def test_rates_with_and_without_experts(model_file: Path) -> None:
+    for more in ([], ["--no-experts"]):
+        told = cli("-m", model_file, "-p", "hi", "-n", 4, "-t", 1, *more).stderr
+        assert re.search(r"\| 4 tokens, [\d.]+ t/s \|", told)
+
+
+def test_a_chat_over_a_pipe(example: Path) -> None:
+    """-cnv: one message a line, the answers alone on standard output."""
+    lines = "What is 15% of 80?\n/set temp 0.0\nAnd 25%?\n/exit\nnot read\n"
+    done = cli("-m", example, "-cnv", "--temp", 0, "-t", 1, stdin=lines)
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        "10% of 80 is 8, 5% is 4, so 15% of 80 is 12.",
+        "A quarter of 80 is 20, so 25% of 80 is 20.",
+    ]
+
+
+def test_one_answer_in_a_session(example: Path, tmp_path: Path) -> None:
+    file = tmp_path / "s.json"
+    flags = ["-m", example, "--temp", 0, "-t", 1, "--no-show-timings", "--session", file]
+    cli(*flags, "-p", "What is 15% of 80?")
+    second = cli(*flags, stdin="And 25%?")
+    assert second.stdout == "A quarter of 80 is 20, so 25% of 80 is 20.\n"
+    assert [m["role"] for m in json.loads(file.read_text())["messages"]] == [
+        "user",
+        "assistant",
+    ] * 2
+    file.write_text('{"format": "sardine_gguf chat", "version": 1, "mess')
+    damaged = file.read_bytes()
+    refused = cli(*flags, "-p", "hi")
+    assert refused.returncode == 3
+    assert "no saved conversation" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert file.read_bytes() == damaged
 
 
 @pytest.mark.skipif(_native.find_gpus()["has_kernels"], reason="this build has CUDA kernels")

@@ -245,6 +245,22 @@ def test_batches_are_bounded_by_the_largest_matrix(
             assert m.session.n_batch == n_batch
 
 
+def test_batches_are_bounded_by_the_deltas(wide: TinyModel) -> None:
+    """Of the experts that a token uses, where they are summed; the least that is left is a tile."""
+    names = [t for t in _native.GgufFile(str(wide.gguf)).tensors if t.name.endswith("_delta.col")]
+    positions = max(t.shape[0] for t in names)
+    before = _native.set_node_work(1e18, 1e18, 1e18, positions * 2 * 140)
+    try:
+        for mode, n_batch in (("sparse", 128), ("gain", 256), ("off", 256)):
+            with wide.open(n_batch=512, delta_mode=mode) as m:
+                assert m.session.n_batch == n_batch
+        _native.set_node_work(1e18, 1e18, 1e18, 1)
+        with wide.open(n_batch=512) as m:
+            assert m.session.n_batch == 64
+    finally:
+        _native.set_node_work(*before)
+
+
 @pytest.fixture(scope="module")
 def long(workshop: Path) -> TinyModel:
     """Slow enough to be cancelled in its prompt."""

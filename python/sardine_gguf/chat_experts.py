@@ -1,0 +1,148 @@
+"""The experts in the chat: /experts, --show-routing, and the leading one in the stats."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from sardine_gguf.chat_commands import COMMANDS
+
+if TYPE_CHECKING:
+    from sardine_gguf.chat_loop import Chat
+    from sardine_gguf.chat_turn import Turn
+
+
+def configure(chat: Chat, args: argparse.Namespace) -> None:
+    """Watches the routing of a chat's turns.
+
+    Raises:
+        ValueError: --show-routing where nothing is routed.
+    """
+    routed = bool(chat.context.expert_names) and chat.context.delta_mode != "off"
+    if args.show_routing and not routed:
+        raise ValueError(
+            "--show-routing: nothing is routed in a plain base model or in delta mode off"
+        )
+    if routed:
+        RoutingView(chat, show=args.show_routing)
+
+
+class RoutingView:
+    """Follows the routing of a chat's turns, and shows it.
+
+    Args:
+        show: colour the answers, and put a legend under each.
+    """
+
+    def __init__(self, chat: Chat, *, show: bool) -> None:
+        from sardine_gguf.expert_view import ExpertColours, TurnShares
+
+        self._chat = chat
+        self.colours = ExpertColours(chat.context.expert_names)
+        self.shares = TurnShares(len(chat.context.expert_names))
+        chat.before_turn.append(self._begin)
+        chat.on_piece.append(self._piece)
+        chat.stats_parts.append(self._stats)
+        chat.after_turn.append(self._legend)
+        self.show = show
+
+    @property
+    def show(self) -> bool:
+        """Whether answers are coloured."""
+        return self._show
+
+    @show.setter
+    def show(self, on: bool) -> None:
+        self._show = on
+        self._chat.piece_style = self._style if on else None
+
+    def _begin(self) -> None:
+        self.shares.clear()
+
+    def _piece(self) -> None:
+        self.shares.add(self._chat.context.routes())
+
+    def _style(self) -> str:
+        return self.colours.style(self._chat.context.routes())
+
+    def _stats(self, _: Turn) -> str:
+        return self.colours.legend(self.shares.answer, colour=False).split("  ")[0]
+
+    def _legend(self, _: Turn) -> str:
+        if self._show:
+            tell(self._chat, self.colours.legend(self.shares.answer, colour=coloured(self._chat)))
+        return ""
+
+
+def view_of(chat: Chat) -> RoutingView | None:
+    """What follows this chat's routing, if anything does."""
+    watching = (getattr(call, "__self__", None) for call in chat.on_piece)
+    return next((w for w in watching if isinstance(w, RoutingView)), None)
+
+
+def coloured(chat: Chat) -> bool:
+    """Whether notes may have colours."""
+    from sardine_gguf.terminal import wants_colour
+
+    return wants_colour(chat.err, chat.colour_mode)
+
+
+def tell(chat: Chat, text: str) -> None:
+    """A note with colours of its own, whose text is clean already."""
+    if text:
+        print(text, file=chat.err, flush=True)
+
+
+def words(chat: Chat) -> Iterable[str]:
+    """What Tab offers."""
+    names = chat.context.expert_names
+    return [*names, *(f"{n}=" for n in names), *(f"{n}=mute" for n in names), "colours", "reset"]
+
+
+@COMMANDS.add(
+    "/experts",
+    usage="[NAME=WEIGHT | NAME=mute | NAME=+BIAS ... | reset | colours]",
+    summary="show the experts' shares; force, mute or bias them; colour answers by them",
+    complete=words,
+)
+def experts(chat: Chat, text: str) -> None:
+    """Shows the shares of the last turn, or sets the experts of the turns to come."""
+    context = chat.context
+    if not text:
+        _show(chat)
+        return
+    if text in ("colours", "colors"):
+        view = view_of(chat)
+        if view is None:
+            raise ValueError("nothing is routed here, so there is nothing to colour")
+        view.show = not view.show
+        chat.say(f"(answers are {'coloured by expert' if view.show else 'not coloured'})")
+        return
+    before = context.n_tokens
+    context.experts = None if text == "reset" else text
+    said = context.expert_settings(context.experts).text(context.expert_names)
+    emptied = "; the conversation is read again" if before and not context.n_tokens else ""
+    chat.say(f"({said or 'the router chooses'}{emptied})")
+
+
+def _show(chat: Chat) -> None:
+    context = chat.context
+    names = context.expert_names
+    if not names:
+        chat.say("no experts: a plain base model")
+        return
+    view = view_of(chat)
+    settings = context.expert_settings(context.experts).text(names) if context.experts else ""
+    per_token = context.model.experts["expert_used_count"]
+    chat.say(
+        f"{len(names)} experts, {per_token} a token, mode {context.delta_mode}; "
+        + (settings or "the router chooses")
+    )
+    from sardine_gguf.expert_view import ExpertColours
+
+    shares = {}
+    if view and view.shares.prompt is not None:
+        shares = {"prompt": view.shares.prompt, "answer": view.shares.answer}
+    table = ExpertColours(names).table(shares, context.experts, colour=coloured(chat))
+    tell(chat, "\n".join(table))

@@ -1,0 +1,71 @@
+"""What a person sees first: what to do without a model, and a model that loads or says why not."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from sardine_gguf.errors import FormatError
+from sardine_gguf.example import example_folder
+from sardine_gguf.file_help import hint
+from sardine_gguf.model import Sardine
+from sardine_gguf.terminal import clean
+from sardine_gguf.waiting import Waiting
+
+
+def without_model() -> str:
+    """What to do, in three lines."""
+    example = "sardine-cli --example" if example_folder() else "make demo"
+    about = "a small model that comes with it" if example_folder() else "in the repository"
+    file = next((p.name for p in sorted(Path.cwd().glob("*.gguf")) if _is_gguf(p)), "FILE.gguf")
+    run = f"sardine-cli -m {file}"
+    width = max(len(example), len(run))
+    return "\n".join(
+        (
+            "sardine-cli: no model is named (-m/--model); try",
+            f"  {example:{width}}   # {about}",
+            f"  {run:{width}}   # convert-sardine makes such files; --help says how",
+        )
+    )
+
+
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
+def load_model(open_model: Callable[[], Sardine], path: str) -> Sardine:
+    """The model; its warnings become lines on standard error, and errors say what to do about the file.
+
+    Args:
+        open_model: loads it.
+        path: its file.
+
+    Raises:
+        FormatError, OSError: as the constructor, with a remedy where one is known.
+    """
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with Waiting(f"loading {Path(path).name}"):
+                model = open_model()
+    except FormatError as e:
+        what = hint(e.file or path)
+        if "larger than the file" in str(e):
+            what = "was it downloaded whole?"
+        if not what:
+            raise
+        raise FormatError(f"{e}: {what}", file=e.file, field=e.field) from None
+    except OSError as e:
+        name = e.filename if isinstance(e.filename, str) else path
+        what = hint(name)
+        reason = f"{e.strerror or e}{f': {what}' if what else ''}"
+        raise type(e)(e.errno, reason, name) from None
+    for warning in caught:
+        print(f"sardine-cli: warning: {clean(str(warning.message))}", file=sys.stderr)
+    return model

@@ -1,0 +1,26 @@
+"""The file of -o: what was said, as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class Transcript:
+    """Writes each turn when it is over. An existing file is replaced, as by llama.cpp's -o.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file = Path(path).open("w", encoding="utf-8", errors="replace")  # noqa: SIM115
+
+    def add(self, question: str, answer: str) -> None:
+        """Appends a turn; what a person said is quoted."""
+        quoted = "".join(f"> {line}\n" for line in question.splitlines())
+        self._file.write(f"{quoted}\n{answer}\n\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
