@@ -83,7 +83,6 @@ def test_file_system_prompt_and_raw(model_file: Path, tmp_path: Path) -> None:
         (["-p", "x"], 2, "-m/--model"),
         (["-m", "{m}", "--example", "-p", "x"], 2, "both name a model"),
         (["-m", "{m}", "-p", "x", "-ctk", "q8_0", "-ctv", "f16"], 2, "one type for both"),
-        (["-m", "{m}", "-p", "x", "-ngl", "99"], 2, "computes on the CPU only"),
         (["-m", "{m}", "-p", "x", "-l", "12"], 2, "-l/--logit-bias"),
         (["-m", "{m}", "-p", "x", "-j", "{{"], 2, "it is no JSON"),
         (["-m", "{m}", "-p", "x", "--grammar", "root ::= no"], 2, "rule 'no' is not defined"),
