@@ -43,7 +43,8 @@ double DeviceEngine::need(int64_t n_ctx, int64_t n_batch, ggml_type kv_type) con
     const int64_t n_kv = padded_positions(n_ctx);
     const DeviceProgram one(c, {.n_tokens = 1, .n_kv = n_kv, .all_logits = false});
     const DeviceProgram many(c, {.n_tokens = n_batch, .n_kv = n_kv, .all_logits = false});
-    return static_cast<double>(std::max(one.arena_bytes(), many.arena_bytes()) +
+    return gpu_->workspace() +
+           static_cast<double>(std::max(one.arena_bytes(), many.arena_bytes()) +
                                one.graph_bytes(gpu_->buffer_type()) + many.graph_bytes(gpu_->buffer_type())) +
            KvCache::bytes(*h_, n_ctx, kv_type, h_->n_layer - context_.weights->first());
 }

@@ -166,11 +166,10 @@ double device_output_bytes(const Weights& w) {
 }
 
 double device_scratch_estimate(const HParams& h, const ContextPlan& plan) {
-    constexpr double kPool = 192.0 * 1024 * 1024;  // ggml-cuda's workspaces and the driver's own
     const auto n = static_cast<double>(std::min(plan.n_batch, plan.n_ctx));
     const double row = 6.0 * static_cast<double>(h.n_ff) + 8.0 * static_cast<double>(h.n_embd) +
                        2.0 * static_cast<double>(h.head_dim * h.n_head + 2 * h.n_embd_kv());
-    return kPool + 4.0 * n * row + 2.0 * n * static_cast<double>(padded_positions(plan.n_ctx)) +
+    return kGpuWorkspace + 4.0 * n * row + 2.0 * n * static_cast<double>(padded_positions(plan.n_ctx)) +
            4.0 * static_cast<double>(h.n_vocab);
 }
 

@@ -11,6 +11,9 @@
 
 namespace sardine {
 
+// Kept free for what ggml-cuda allocates by itself, and whose failure would end the process.
+constexpr double kGpuWorkspace = 192.0 * 1024 * 1024;
+
 class Gpu {
  public:
     // The first GPU of ggml's. Throws DeviceError, which says what to install, where there is none, ggml or
@@ -26,6 +29,7 @@ class Gpu {
     device::Device& kernels() const { return *kernels_; }
     const std::string& name() const { return name_; }
     double free_memory() const;
+    double workspace() const { return emulated_ ? 0.0 : kGpuWorkspace; }
     bool supports(const ggml_tensor* op) const;
 
     // Device memory in one piece for all tensors of ctx. Throws InsufficientMemory, which names `what`.
