@@ -95,6 +95,8 @@ def smi(query: str) -> str:
 def cuda_arguments() -> list[str]:
     """CMake arguments for parts of CUDA that do not lie with nvcc: cuBLAS from pip's package, the driver."""
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not Path(nvcc).exists():
+        sys.exit("check_gpu: there is no nvcc")
     script = Path(nvcc).resolve()
     small = script.stat().st_size < 4096  # a script that calls it
     wrapped = re.search(r"(/\S+)/bin/nvcc", script.read_text(errors="ignore")) if small else None
