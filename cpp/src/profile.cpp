@@ -1,7 +1,7 @@
 #include "profile.h"
 
-#include <chrono>
 #include <cctype>
+#include <chrono>
 #include <string_view>
 
 namespace sardine {
@@ -30,7 +30,8 @@ std::string stem(std::string_view name) {
     if (name.starts_with("blk.")) name.remove_prefix(std::min(name.size(), name.find('.', 4) + 1));
     if (name.ends_with(".weight")) name.remove_suffix(7);
     const size_t dash = name.rfind('-');
-    if (dash != name.npos && dash + 1 < name.size() && std::isdigit(static_cast<unsigned char>(name[dash + 1])))
+    if (dash != name.npos && dash + 1 < name.size() &&
+        std::isdigit(static_cast<unsigned char>(name[dash + 1])))
         name = name.substr(0, dash);
     return std::string(name);
 }

@@ -15,10 +15,10 @@
 
 #include "engine.h"
 #include "hash.h"
-#include "kernels/q8_block.h"
 #include "sardine/error.h"
 #include "sardine/session.h"
 #include "sardine/state_io.h"
+#include "state_values.h"
 
 static_assert(std::endian::native == std::endian::little);
 
@@ -59,25 +59,6 @@ std::string type_text(uint32_t number) {
     for (const ggml_type t : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0})
         if (number == static_cast<uint32_t>(t)) return ggml_type_name(t);
     return "number " + std::to_string(number);
-}
-
-template <typename Word>
-bool finite_words(std::span<const uint8_t> bytes, Word exponent) {
-    for (size_t i = 0; i + sizeof(Word) <= bytes.size(); i += sizeof(Word)) {
-        Word w;
-        std::memcpy(&w, bytes.data() + i, sizeof w);
-        if ((w & exponent) == exponent) return false;
-    }
-    return true;
-}
-
-// bytes: whole elements or, of q8_0, whole blocks.
-bool all_finite(ggml_type type, std::span<const uint8_t> bytes) {
-    if (type == GGML_TYPE_F32) return finite_words<uint32_t>(bytes, 0x7F800000);
-    if (type == GGML_TYPE_F16) return finite_words<uint16_t>(bytes, 0x7C00);
-    for (size_t i = 0; i + sizeof(Q8Block) <= bytes.size(); i += sizeof(Q8Block))
-        if (!finite_words<uint16_t>(bytes.subspan(i, 2), 0x7C00)) return false;
-    return true;
 }
 
 // Identifies a model without reading all of it: sizes, every key and shape, and the start of every tensor.

@@ -208,6 +208,8 @@ class Chat:
                 self.say(f"(cut: the context of {self.context.n_ctx} tokens is full)")
             elif self._in_loop:  # elsewhere who asked for a number of tokens knows it
                 self.say("(cut: max tokens)")
+        if self._in_loop and not turn.answer:
+            self.say("(no answer: the message is taken back)")
         for call in self.after_turn:
             self.say(call(turn))
         if self.looks.timings:

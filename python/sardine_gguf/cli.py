@@ -14,13 +14,27 @@ from sardine_gguf.program import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_USAGE,
-    log_libraries,
+    library_log,
     run_program,
 )
 
 if TYPE_CHECKING:
     from sardine_gguf.chat_loop import Chat
     from sardine_gguf.model import Sardine
+
+
+def _check_use(args: argparse.Namespace) -> None:
+    """Raises ValueError where one flag would leave another without effect."""
+    asked = args.prompt is not None or args.file is not None
+    if args.conversation and asked:
+        raise ValueError("-cnv chats, -p and -f ask once: use one")
+    if args.conversation and args.raw:
+        raise ValueError("--raw continues a text, -cnv chats: use one")
+    for name in ("system_prompt", "system_prompt_file", "session", "output"):
+        if args.raw and getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is for chats, not for --raw")
+    if args.example and args.model:
+        raise ValueError("--example and -m both name a model: use one")
 
 
 def _single_prompt(args: argparse.Namespace) -> str | None:
@@ -109,22 +123,25 @@ def run(args: argparse.Namespace) -> int:
     if told is not None:
         print(told)
         return EXIT_OK
+    _check_use(args)
     if args.example:
         from sardine_gguf.example import example_file
 
-        if args.model:
-            raise ValueError("--example and -m both name a model: use one")
         args.model = str(example_file())
     if not args.model:
         from sardine_gguf.first_minute import without_model
 
         print(without_model(), file=sys.stderr)
         return EXIT_USAGE
-    log_libraries(args.verbosity, args.log_file, everything=args.verbose)
-    with _load(args) as model:
+    with (
+        library_log(args.verbosity, args.log_file, everything=args.verbose),
+        _load(args) as model,
+    ):
         prompt = _single_prompt(args)
         if prompt is not None and not prompt.strip():
             raise ValueError("the prompt is empty")
+        if prompt is None and args.raw:
+            raise ValueError("--raw needs a text: give it with -p, -f or on standard input")
         if prompt is None or args.verbose:
             from sardine_gguf.model_facts import facts
             from sardine_gguf.terminal import clean, columns

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from sardine_gguf.errors import FormatError, SardineError
 from sardine_gguf.terminal import clean
@@ -71,8 +72,11 @@ _LEVELS = (
 )
 
 
-def log_libraries(verbosity: int | None, file: str | None, *, everything: bool = False) -> None:
-    """Shows what libllama and ggml say, on standard error or in a file.
+@contextlib.contextmanager
+def library_log(
+    verbosity: int | None, file: str | None, *, everything: bool = False
+) -> Iterator[None]:
+    """While it is open, what libllama and ggml say is shown, on standard error or in a file.
 
     Args:
         verbosity: 0 to 5 as in llama.cpp; None is 1, and 3 in a file.
@@ -86,5 +90,12 @@ def log_libraries(verbosity: int | None, file: str | None, *, everything: bool =
     handler = logging.FileHandler(file, encoding="utf-8") if file else logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logger = logging.getLogger("sardine_gguf")
+    before = logger.level
     logger.addHandler(handler)
     logger.setLevel(_LEVELS[5 if everything else verbosity])
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+        handler.close()

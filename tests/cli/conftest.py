@@ -16,7 +16,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-sardine"
 
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model: its answers are noise, but real tokens; it speaks until the context's end."""
+    """A random model: its answers are noise, but real tokens; it rarely ends."""
     folder = tmp_path_factory.mktemp("cli")
     tiny_base(folder / "base", hidden=32, inner=48, layers=2, seed=2)
     srde_checkpoint(folder / "srde_weights.pt", folder / "base")

@@ -95,6 +95,11 @@ def test_interrupted_answer_is_kept_if_there_is_any() -> None:
     assert c.messages[-1] == {"role": "assistant", "content": "part"}
 
 
+def test_no_answer_takes_the_question_back(capsys: pytest.CaptureFixture[str]) -> None:
+    assert chat(FakeModel([("reasoning", "hm")]), "a").messages == []
+    assert "(no answer: the message is taken back)" in capsys.readouterr().err
+
+
 def test_interrupt_before_the_first_piece_takes_the_question_back() -> None:
     assert chat(FakeModel([KeyboardInterrupt]), "a").messages == []
 

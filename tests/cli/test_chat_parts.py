@@ -6,7 +6,9 @@ import io
 import json
 import os
 import string
+import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from sardine_gguf.cli_flags import build_parser, logit_bias
 from sardine_gguf.composing import is_complete, message, simple_reader
 from sardine_gguf.errors import FormatError
 from sardine_gguf.file_help import hint
+from sardine_gguf.first_minute import load_model
 from sardine_gguf.line_editor import ChatCompleter, open_history
 from sardine_gguf.markdown_view import MarkdownPrinter, finished
 from sardine_gguf.model_facts import names_text
@@ -384,6 +387,23 @@ def test_waiting_shows_a_line_that_goes_away(monkeypatch: pytest.MonkeyPatch) ->
     with Waiting("x", stream=quick, after=3600):
         pass
     assert quick.getvalue() == ""
+
+
+def test_loading_shows_a_line_when_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loader that waits until its line is there, and one that warns."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", FakeTerminal())
+    stream = sys.stderr
+
+    def slow() -> Any:
+        while "loading m.gguf 1 s" not in stream.getvalue():  # type: ignore[attr-defined]
+            time.sleep(0.01)
+        warnings.warn("odd\x1b[31m norms", stacklevel=1)
+        return "model"
+
+    assert load_model(slow, "/x/m.gguf") == "model"  # type: ignore[comparison-overlap]
+    shown = stream.getvalue()  # type: ignore[attr-defined]
+    assert shown.endswith("\r\x1b[Ksardine-cli: warning: odd\ufffd[31m norms\n")
 
 
 def test_names_that_do_not_fit_are_counted() -> None:

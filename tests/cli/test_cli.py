@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from sardine_gguf import _native
+from sardine_gguf.cli import main
 from screens import CLI, Emulated
 
 
@@ -88,6 +90,10 @@ def test_file_system_prompt_and_raw(model_file: Path, tmp_path: Path) -> None:
         (["-m", "{m}", "-p", "x", "--grammar", "root ::= no"], 2, "rule 'no' is not defined"),
         (["-m", "{m}", "-p", "x", "--temperatur", "1"], 2, "did you mean --temperature?"),
         (["{m}"], 2, "a model is named with -m"),
+        (["-m", "{m}", "-p", "x", "-cnv"], 2, "use one"),
+        (["-m", "{m}", "--raw", "-cnv"], 2, "use one"),
+        (["-m", "{m}", "-p", "x", "--raw", "-sys", "x"], 2, "--system-prompt is for chats"),
+        (["-m", "{m}", "-p", "x", "--raw", "-o", "x"], 2, "--output is for chats"),
         (["-m", "{m}", "-p", "x", "-sys", "a", "-sysf", "b"], 2, "use one"),
         (["-m", "{m}", "-p", "x", "-f", "{dir}/none.txt"], 4, "none.txt: No such file"),
         (
@@ -378,3 +384,16 @@ def test_bad_numbers_of_gpu_layers(model_file: Path, layers: str) -> None:
     result = cli("-m", model_file, "-p", "hi", f"-ngl={layers}")
     assert result.returncode == 2
     assert "-ngl" in result.stderr
+
+
+def test_the_log_ends_with_the_program(model_file: Path, tmp_path: Path) -> None:
+    """A program that runs this one more than once gets one handler at a time."""
+    logger = logging.getLogger("sardine_gguf")
+    before = (list(logger.handlers), logger.level)
+    file = tmp_path / "log.txt"
+    assert (
+        main(["-m", str(model_file), "-p", "Hi", "-n", "1", "--log-file", str(file), "-lv", "5"])
+        == 0
+    )
+    assert "vocab" in file.read_text()
+    assert (logger.handlers, logger.level) == before
