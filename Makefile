@@ -58,12 +58,12 @@ lint: $(VENV)/.dev-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find cpp -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+	find cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(VENV)/.dev-tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find cpp -name '*.h' -o -name '*.cpp' | xargs $(BIN)/clang-format -i
+	find cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
 
 clean:
 	rm -rf $(VENV) build

@@ -1,6 +1,6 @@
 """Tokens per second side by side with llama.cpp (llama-cpp-python) on the same base, in turns.
 
-    python benchmarks/against_llama.py base.gguf [--adapter experts.gguf] [-p 128,512] [-n 32] [-r 5]
+    python benchmarks/against_llama.py base.gguf [--adapter experts.gguf] [-p 128,512] [-n 32] [-r 5] [-ngl N]
         [--modes off,sparse] [--llama fa=1,ub=512,repack=0] [--llama fa=0,ub=512,repack=0]
 
 Each --llama is one more runner: flash attention (fa), micro-batch (ub), weights repacked at load (repack;
@@ -27,9 +27,10 @@ _silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
 class LlamaModel:
     """The weights, mapped or repacked."""
 
-    def __init__(self, path: str, repack: bool) -> None:
+    def __init__(self, path: str, repack: bool, n_gpu_layers: int) -> None:
         params = llama_cpp.llama_model_default_params()
-        params.use_mmap, params.use_extra_bufts, params.n_gpu_layers = not repack, repack, 0
+        params.use_mmap, params.use_extra_bufts = not repack, repack
+        params.n_gpu_layers = n_gpu_layers
         start = time.perf_counter()
         self.handle = llama_cpp.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
@@ -79,6 +80,7 @@ def main() -> None:
     p.add_argument("-d", type=int, default=0)
     p.add_argument("-r", type=int, default=5)
     p.add_argument("-b", type=int, default=512, help="batch size of ours")
+    p.add_argument("-ngl", type=int, default=0, metavar="N", help="layers on the GPU, of both")
     p.add_argument("-t", type=int, default=len(os.sched_getaffinity(0)))
     a = p.parse_args()
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
@@ -92,7 +94,7 @@ def main() -> None:
         options = {k: int(v) for k, v in (part.split("=") for part in text.split(","))}
         repack = bool(options.get("repack", 0))
         if repack not in models:
-            models[repack] = LlamaModel(a.base, repack)
+            models[repack] = LlamaModel(a.base, repack, a.ngl)
             print(f"llama.cpp, repack {int(repack)}: loaded in {models[repack].seconds:.2f} s")
         name = f"llama {text}"
         runners.append(
@@ -102,8 +104,9 @@ def main() -> None:
         )
     modes = [m for m in a.modes.split(",") if m]
     with Sardine(
-        a.base, adapter=a.adapter, n_ctx=n_ctx, n_batch=a.b, n_threads=a.t, delta_mode="off"
-    ) as first:
+        a.base, adapter=a.adapter, n_ctx=n_ctx, n_batch=a.b, n_threads=a.t, delta_mode="off",
+        n_gpu_layers=a.ngl,
+    ) as first:  # fmt: skip
         for mode in modes:
             runners.append(
                 SardineRunner(first if mode == "off" else first.new_context(delta_mode=mode))  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings.h"
+#include "kv_cache.h"
 #include "sardine/model.h"
 
 namespace sardine::python {
@@ -39,12 +40,39 @@ py::dict experts_dict(const Model& m) {
 void bind_model(py::module_& m) {
     py::class_<Model, std::shared_ptr<Model>>(m, "Model",
                                               "A mapped and checked model file; threads may share it.")
-        .def(py::init([](const std::string& path, int n_threads, const std::optional<std::string>& adapter) {
+        .def(py::init([](const std::string& path, int n_threads, const std::optional<std::string>& adapter,
+                         int64_t n_gpu_layers, int64_t n_ctx, int64_t n_batch, const std::string& kv_type) {
                  py::gil_scoped_release release;
-                 return std::make_shared<Model>(path,
-                                                ModelOptions{.n_threads = n_threads, .adapter = adapter});
+                 return std::make_shared<Model>(
+                     path, ModelOptions{.n_threads = n_threads,
+                                        .adapter = adapter,
+                                        .n_gpu_layers = n_gpu_layers,
+                                        .plan = {.n_ctx = n_ctx,
+                                                 .n_batch = n_batch,
+                                                 .kv_type = kv_type == "f16"   ? GGML_TYPE_F16
+                                                            : kv_type == "f32" ? GGML_TYPE_F32
+                                                                               : GGML_TYPE_Q8_0}});
              }),
-             py::arg("path"), py::kw_only(), py::arg("n_threads") = 0, py::arg("adapter") = py::none())
+             py::arg("path"), py::kw_only(), py::arg("n_threads") = 0, py::arg("adapter") = py::none(),
+             py::arg("n_gpu_layers") = 0, py::arg("n_ctx") = 0, py::arg("n_batch") = 512,
+             py::arg("kv_type") = "f16")
+        .def_property_readonly("n_gpu_layers", &Model::n_gpu_layers)
+        .def_property_readonly("gpu", &Model::gpu)
+        .def(
+            "gpu_plan",
+            [](const Model& m, double free_bytes, int64_t n_ctx, int64_t n_batch,
+               const std::string& kv_type) {
+                const ContextPlan plan{n_ctx, n_batch, parse_kv_type(kv_type, m.hparams())};
+                return gpu_plan(m.weights(), m.hparams(), plan, free_bytes);
+            },
+            py::arg("free_bytes"), py::kw_only(), py::arg("n_ctx"), py::arg("n_batch") = 512,
+            py::arg("kv_type") = "f16",
+            "(layers that 'auto' would offload to a GPU with so much free memory, bytes that they and a "
+            "context "
+            "take). Needs no GPU.")
+        .def_property_readonly(
+            "gpu_bytes",
+            [](const Model& m) { return m.device_weights() ? m.device_weights()->bytes() : 0.0; })
         .def_property_readonly("path", [](const Model& m) { return path_str(m.path()); })
         .def_property_readonly("file", &Model::file, py::return_value_policy::reference_internal)
         .def_property_readonly("adapter", &Model::adapter, py::return_value_policy::reference_internal)

@@ -4,6 +4,7 @@
 
 #include "bindings.h"
 #include "log.h"
+#include "offload/gpu.h"
 #include "system_memory.h"
 
 namespace sardine::python {
@@ -69,6 +70,21 @@ void bind_system(py::module_& m) {
         "callable(level, text).");
     m.def("build_info", &build_info,
           "compiler, ggml_version, ggml_commit, and ggml_features: what ggml was compiled to use.");
+    m.def(
+        "find_gpus",
+        [] {
+            const GpuFacts f = find_gpus();
+            py::list devices;
+            for (const GpuFacts::Device& d : f.devices)
+                devices.append(py::make_tuple(lenient_str(d.name), d.free, d.total));
+            py::dict out;
+            out["devices"] = devices;
+            out["ggml_has_cuda"] = f.ggml_has_cuda;
+            out["has_kernels"] = f.has_kernels;
+            out["kernels_path"] = path_str(f.kernels_path);
+            return out;
+        },
+        "devices (name, free and total bytes), ggml_has_cuda, has_kernels, kernels_path; opens none.");
     m.def(
         "available_memory", [] { return available_memory(); },
         "Bytes that can be allocated without swapping.");

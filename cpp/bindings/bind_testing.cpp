@@ -6,6 +6,7 @@
 
 #include "bindings.h"
 #include "cgroup_memory.h"
+#include "delta_arrays.h"
 #include "graph.h"
 #include "kernels/attention.h"
 #include "kernels/sparse_delta.h"
@@ -14,49 +15,6 @@
 #include "system_memory.h"
 
 namespace sardine::python {
-namespace {
-
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
-
-ValueType value_type(const std::string& name) {
-    return name == "f32" ? ValueType::f32 : name == "f16" ? ValueType::f16 : ValueType::q8_0;
-}
-
-int64_t values_size(const std::string& type, int64_t n) {
-    return type == "f32" ? 4 * n : type == "f16" ? 2 * n : (n + 31) / 32 * 34;
-}
-
-DeltaMatrix view_delta(const Array<int32_t>& row_ptr, const Array<uint16_t>& col, const Array<uint8_t>& val,
-                       const std::string& type, const Array<float>& scale, int64_t n_rows, int64_t n_cols,
-                       int64_t block_columns) {
-    DeltaMatrix m{.n_rows = n_rows, .n_cols = n_cols};
-    if (n_rows < 1 || n_cols < 1 || block_columns < 1 || block_columns > 65536)
-        throw InvalidArgument("the matrix or its blocks are empty");
-    m.block_columns = block_columns;
-    m.n_blocks = (n_cols + block_columns - 1) / block_columns;
-    m.n_positions = col.size();
-    m.n_experts = static_cast<int32_t>(scale.size());
-    m.type = value_type(type);
-    const int64_t size = values_size(type, m.n_positions);
-    if (row_ptr.size() != m.n_blocks * n_rows + 1 || m.n_experts < 1 || m.n_experts > 256 ||
-        val.size() != size * m.n_experts)
-        throw InvalidArgument("the arrays' sizes do not fit the matrix");
-    m.row_ptr = row_ptr.data();
-    m.col = col.data();
-    m.val = val.data();
-    m.val_stride = size;
-    m.scale = scale.data();
-    return m;
-}
-
-void validate(const DeltaMatrix& m) {
-    validate_delta(m, 1, [](const char* part, const std::string& what) {
-        throw InvalidArgument(std::string(part) + ": " + what);
-    });
-}
-
-}  // namespace
 
 void bind_testing(py::module_& m) {
     m.def(
@@ -66,20 +24,10 @@ void bind_testing(py::module_& m) {
            int64_t n_cols, int64_t block_columns, const Array<float>& routes, const Array<float>& x,
            int n_threads, const std::optional<Array<uint8_t>>& shared, const std::string& shared_type,
            float shared_scale) {
-            DeltaMatrix d = view_delta(row_ptr, col, val, type, scale, n_rows, n_cols, block_columns);
-            if (shared) {
-                if (shared->size() != values_size(shared_type, d.n_positions))
-                    throw InvalidArgument("the shared array's size does not fit the matrix");
-                d.shared = {value_type(shared_type), shared->data(), shared_scale};
-            }
-            validate(d);
-            if (x.ndim() != 2 || x.shape(1) != n_cols || routes.ndim() != 2 || routes.shape(0) != x.shape(0))
-                throw InvalidArgument("x must be [n_tokens, n_cols] and routes [n_tokens, 2k]");
+            const DeltaMatrix d = view_delta(row_ptr, col, val, type, scale, n_rows, n_cols, block_columns,
+                                             shared, shared_type, shared_scale);
+            check_routes(d, routes, x);
             const int64_t n_tokens = x.shape(0), k = routes.shape(1) / 2;
-            for (int64_t t = 0; t < n_tokens; ++t)
-                for (int64_t j = 0; j < k; ++j)
-                    if (!(routes.at(t, k + j) >= 0 && routes.at(t, k + j) < static_cast<float>(d.n_experts)))
-                        throw InvalidArgument("routes name an expert that is not there");
             Array<float> y({n_tokens, n_rows});
             std::fill_n(y.mutable_data(), y.size(), 0.0f);
             const SparseDeltaArgs args{.delta = &d,

@@ -19,6 +19,7 @@ void bind_session(py::module_& m);
 void bind_sampler(py::module_& m);
 void bind_system(py::module_& m);
 void bind_testing(py::module_& m);
+void bind_device_testing(py::module_& m);
 
 // Bytes of a file that should be UTF-8; anything else becomes U+FFFD instead of an exception.
 inline py::str lenient_str(std::string_view s) {

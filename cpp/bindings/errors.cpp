@@ -29,6 +29,8 @@ void bind_errors(py::module_&) {
             set_error("ContextOverflow", e.what());
         } catch (const InsufficientMemory& e) {
             set_error("InsufficientMemory", e.what());
+        } catch (const DeviceError& e) {
+            set_error("DeviceError", e.what());
         } catch (const BusyError& e) {
             set_error("BusyError", e.what());
         } catch (const Cancelled& e) {

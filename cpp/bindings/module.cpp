@@ -10,4 +10,5 @@ PYBIND11_MODULE(_native, m) {
     bind_sampler(m);
     bind_system(m);
     bind_testing(m);
+    bind_device_testing(m);
 }

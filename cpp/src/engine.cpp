@@ -69,12 +69,15 @@ Engine::Engine(const Model& m, const EngineOptions& o)
       n_threads_(o.n_threads),
       mode_(o.mode),
       top_k_(m.experts().expert_used_count),
+      n_host_layers_(m.device_weights() ? m.device_weights()->first() : m.hparams().n_layer),
       backend_(ggml_backend_cpu_init()),
       scratch_(o.n_threads),
       attention_rows_(o.n_threads),
       context_{.hparams = &m.hparams(),
                .weights = &m.weights(),
                .cache = nullptr,
+               .n_layers = n_host_layers_,
+               .ends_hidden = m.device_weights() != nullptr,
                .mode = o.mode,
                .n_expert_used = m.experts().expert_used_count,
                .steering = {},
@@ -87,7 +90,7 @@ Engine::Engine(const Model& m, const EngineOptions& o)
     if (!backend_) throw InsufficientMemory("no memory for the CPU backend");
     ggml_backend_cpu_set_n_threads(backend_.get(), n_threads_);
     context_.layer_ops.resize(h_->n_layer);
-    for (int64_t il = 0; il < h_->n_layer; ++il) {
+    for (int64_t il = 0; il < n_host_layers_; ++il) {
         const LayerExperts* x = m.weights().layers[il].experts.get();
         if (!x) continue;
         auto op = [&](const DeltaMatrix& d) {
@@ -96,9 +99,12 @@ Engine::Engine(const Model& m, const EngineOptions& o)
         context_.layer_ops[il] = {op(x->gate), op(x->up), op(x->down), x->mean};
     }
 
+    if (m.device_weights())
+        device_ = std::make_unique<DeviceEngine>(*h_, *m.device_weights(), o.mode, top_k_, o.kv_type);
     choose_context(m, o);
     cache_ = std::make_unique<KvCache>(*h_, n_ctx_, o.kv_type);
-    cache_->allocate();
+    cache_->allocate(n_host_layers_, device_ ? device_->buffer_type() : nullptr);
+    if (device_) device_->allocate(*cache_, n_ctx_, n_batch_);
     context_.cache = cache_.get();
     reserve_scratch(top_k_);
     for (auto& rows : attention_rows_) rows.resize(attention_scratch(h_->n_head, h_->n_head_kv));
@@ -139,11 +145,18 @@ void Engine::change(GraphContext next) {
     single_.forget();
     batch_.forget();
     std::swap(context_, next);
+    auto change_device = [&] {
+        if (device_)
+            device_->change(context_.mode, context_.n_expert_used, context_.steering,
+                            context_.keep_router_logits);
+    };
     try {
         single_.reserve(context_, shape(1, n_ctx_ - 1, false));
         if (n_batch_ > 1) batch_.reserve(context_, shape(n_batch_, n_ctx_ - n_batch_, false));
+        change_device();
     } catch (...) {
         std::swap(context_, next);
+        change_device();
         throw;
     }
 }
@@ -151,15 +164,16 @@ void Engine::change(GraphContext next) {
 // Sets n_ctx_ and n_batch_, or throws InsufficientMemory.
 void Engine::choose_context(const Model& m, const EngineOptions& o) {
     const int64_t longest =
-        bounded_batch(m.weights(), o.mode == DeltaMode::sparse ? context_.n_expert_used : 0);
+        bounded_batch(m.weights(), n_host_layers_, o.mode == DeltaMode::sparse ? context_.n_expert_used : 0);
     auto n_batch = [&](int64_t n_ctx) { return std::min({o.n_batch, n_ctx, longest}); };
     if (o.n_ctx != kAutoContext) {
         n_ctx_ = o.n_ctx;
         n_batch_ = n_batch(n_ctx_);
         const auto available = static_cast<double>(available_memory());
-        MemoryNeed n{.cache = KvCache::bytes(*h_, n_ctx_, o.kv_type)};
+        MemoryNeed n{.cache = KvCache::bytes(*h_, n_ctx_, o.kv_type, n_host_layers_)};
         if (n.cache <= available) n = need(n_ctx_, o);
         if (n.total() > available) refuse(n_ctx_, n, available);
+        if (device_) device_->check_room(n_ctx_, n_batch_, o.kv_type);
         return;
     }
     // Weights stay in memory only as long as nothing else wants their pages; the rest is for everyone else.
@@ -171,19 +185,31 @@ void Engine::choose_context(const Model& m, const EngineOptions& o) {
         const int64_t mid = low + (high - low + 1) / 2;
         n_ctx_ = std::min(mid * kKvStep, h_->n_ctx_train);
         n_batch_ = n_batch(n_ctx_);
-        const bool fits =
-            KvCache::bytes(*h_, n_ctx_, o.kv_type) <= budget && need(n_ctx_, o).total() <= budget;
-        (fits ? low : high) = fits ? mid : mid - 1;
+        const bool fit = fits(budget, o);
+        (fit ? low : high) = fit ? mid : mid - 1;
     }
     n_ctx_ = std::min(std::max<int64_t>(low, 1) * kKvStep, h_->n_ctx_train);
     n_batch_ = n_batch(n_ctx_);
-    if (low == 0) refuse(n_ctx_, need(n_ctx_, o), std::max(budget, 0.0));
+    if (low > 0) return;
+    if (device_) device_->check_room(n_ctx_, n_batch_, o.kv_type);
+    refuse(n_ctx_, need(n_ctx_, o), std::max(budget, 0.0));
+}
+
+// Whether n_ctx_ fits the budget, and the GPU's memory with the same margin.
+bool Engine::fits(double budget, const EngineOptions& o) {
+    if (KvCache::bytes(*h_, n_ctx_, o.kv_type, n_host_layers_) > budget || need(n_ctx_, o).total() > budget)
+        return false;
+    if (!device_) return true;
+    const double free = device_->free_memory();
+    return KvCache::bytes(*h_, n_ctx_, o.kv_type, h_->n_layer - n_host_layers_) <= free &&
+           device_->need(n_ctx_, n_batch_, o.kv_type) <=
+               free - std::max(free * kAutoMargin, kAutoMarginBytes);
 }
 
 MemoryNeed Engine::need(int64_t n_ctx, const EngineOptions& o) {
     const KvCache tensors(*h_, n_ctx, o.kv_type);
     context_.cache = &tensors;
-    MemoryNeed n{.cache = KvCache::bytes(*h_, n_ctx, o.kv_type)};
+    MemoryNeed n{.cache = KvCache::bytes(*h_, n_ctx, o.kv_type, n_host_layers_)};
     n.compute = Graph(context_, shape(1, n_ctx_ - 1, false)).bytes(n_threads_);
     if (n_batch_ > 1)
         n.compute += Graph(context_, shape(n_batch_, n_ctx_ - n_batch_, false)).bytes(n_threads_);
@@ -207,7 +233,8 @@ Graph& Engine::graph(int64_t n_tokens, int64_t n_past, bool all_logits) {
 
 double Engine::bytes() const {
     const double scratch = static_cast<double>(scratch_.front().bytes()) * n_threads_;
-    return KvCache::bytes(*h_, n_ctx_, cache_->type()) + scratch + single_.bytes() + batch_.bytes();
+    return KvCache::bytes(*h_, n_ctx_, cache_->type(), h_->n_layer) + scratch + single_.bytes() +
+           batch_.bytes() + (device_ ? device_->bytes() : 0.0);
 }
 
 }  // namespace sardine

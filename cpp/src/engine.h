@@ -9,6 +9,7 @@
 
 #include "graph.h"
 #include "kv_cache.h"
+#include "offload/device_engine.h"
 #include "sardine/model.h"
 
 namespace sardine {
@@ -58,6 +59,7 @@ class Engine {
     const KvCache& cache() const { return *cache_; }
     Graph& graph(int64_t n_tokens, int64_t n_past, bool all_logits);
     ggml_status compute(Graph& g) { return ggml_backend_graph_compute(backend_.get(), g.graph); }
+    DeviceEngine* device() const { return device_.get(); }  // of the last layers; null without a GPU
     // From now on routes are chosen so; n_expert_used of them for a token, none of which is what `off` does.
     // A change builds graphs anew. Throws InsufficientMemory, and goes on as before.
     void steer(const Steering& steering);
@@ -68,13 +70,17 @@ class Engine {
         ggml_backend_cpu_set_abort_callback(backend_.get(), f, data);
     }
 
-    int batch_nodes() const { return batch_.n_nodes(); }  // of the last batch's graph
-    int64_t graphs_built() const { return single_.n_built() + batch_.n_built(); }
+    // Of the last batch's graph, launches included; of all graphs, a GPU's included.
+    int batch_nodes() const { return batch_.n_nodes() + (device_ ? device_->batch_nodes() : 0); }
+    int64_t graphs_built() const {
+        return single_.n_built() + batch_.n_built() + (device_ ? device_->n_built() : 0);
+    }
     double bytes() const;  // allocated
 
  private:
     void change(GraphContext next);
     void reserve_scratch(int64_t k);
+    bool fits(double budget, const EngineOptions& o);
     void choose_context(const Model& m, const EngineOptions& o);
     MemoryNeed need(int64_t n_ctx, const EngineOptions& o);
     GraphShape shape(int64_t n_tokens, int64_t n_past, bool all_logits) const;
@@ -84,6 +90,8 @@ class Engine {
     DeltaMode mode_;
     int64_t top_k_;
     int64_t n_ctx_ = 0, n_batch_ = 0;
+    int64_t n_host_layers_;
+    std::unique_ptr<DeviceEngine> device_;  // before the cache, part of which is in its memory
     std::unique_ptr<KvCache> cache_;
     ggml_backend_ptr backend_;
     std::vector<SparseScratch> scratch_;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "routing.h"
 #include "sardine/error.h"
@@ -124,9 +125,9 @@ NodeWork& node_work() {
     return work;
 }
 
-int64_t bounded_batch(const Weights& w, int64_t n_expert_used) {
+int64_t bounded_batch(const Weights& w, int64_t n_layers, int64_t n_expert_used) {
     int64_t n = INT64_MAX;
-    for (const LayerWeights& l : w.layers) {
+    for (const LayerWeights& l : std::span(w.layers).first(n_layers)) {
         for (const ggml_tensor* t : {l.wq, l.wk, l.wv, l.wo, l.ffn_gate, l.ffn_up, l.ffn_down})
             n = std::min(n, bounded_rows(t));
         if (!l.experts) continue;
@@ -284,7 +285,7 @@ ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor*
 
 Graph::Graph(const GraphContext& g, const GraphShape& s) : shape(s) {
     const HParams& h = *g.hparams;
-    const bool flash = uses_flash_attention(g.mode, g.cache->type(), s.n_tokens);
+    const bool flash = g.n_layers > 0 && uses_flash_attention(g.mode, g.cache->type(), s.n_tokens);
     const int64_t n_logits = s.all_logits ? s.n_tokens : 1;
     // Flash attention of a layer has at most a node of each kind for a tile and head; the shapes of real
     // models need one.
@@ -303,18 +304,27 @@ Graph::Graph(const GraphContext& g, const GraphShape& s) : shape(s) {
     graph = ggml_new_graph_custom(ctx, max_nodes, false);
 
     tokens = input(GGML_TYPE_I32, s.n_tokens, 1, 1, "tokens");
-    positions = input(GGML_TYPE_I32, s.n_tokens, 1, 1, "positions");
-    kv_rows = input(GGML_TYPE_I64, s.n_tokens, 1, 1, "kv_rows");
-    if (flash) mask = input(GGML_TYPE_F16, s.n_kv, s.n_tokens, 1, "mask");
-    if (h.attn_temp_scale != 0.0f) attn_scale = input(GGML_TYPE_F32, 1, 1, s.n_tokens, "attn_scale");
-    if (!s.all_logits) last = input(GGML_TYPE_I32, 1, 1, 1, "last");
+    if (g.n_layers > 0) {
+        positions = input(GGML_TYPE_I32, s.n_tokens, 1, 1, "positions");
+        kv_rows = input(GGML_TYPE_I64, s.n_tokens, 1, 1, "kv_rows");
+        if (flash) mask = input(GGML_TYPE_F16, s.n_kv, s.n_tokens, 1, "mask");
+        if (h.attn_temp_scale != 0.0f) attn_scale = input(GGML_TYPE_F32, 1, 1, s.n_tokens, "attn_scale");
+    }
+    if (!s.all_logits && !g.ends_hidden) last = input(GGML_TYPE_I32, 1, 1, 1, "last");
 
     ggml_tensor* x = ggml_get_rows(ctx, g.weights->tok_embd, tokens);  // [n_embd, n_tokens]
-    for (int64_t il = 0; il < h.n_layer; ++il) {
+    for (int64_t il = 0; il < g.n_layers; ++il) {
         const LayerWeights& w = g.weights->layers[il];
         x = ggml_add(ctx, attention(g, il, name(rms_norm(g, x, w.attn_norm), "attn_norm", il)), x);
         x = ggml_add(ctx, feed_forward(g, il, name(rms_norm(g, x, w.ffn_norm), "ffn_norm", il)), x);
         name(x, "l_out", il);
+    }
+    if (g.ends_hidden) {
+        hidden = x;
+        ggml_set_output(hidden);
+        ggml_build_forward_expand(graph, hidden);
+        for (ggml_tensor* r : routes) ggml_build_forward_expand(graph, r);
+        return;
     }
     if (last) x = ggml_get_rows(ctx, x, last);
     x = rms_norm(g, x, g.weights->output_norm);

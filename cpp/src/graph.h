@@ -30,9 +30,9 @@ struct NodeWork {
 };
 NodeWork& node_work();  // changed by tests only, while no context is made or used
 
-// Tokens of a batch whose products with any one matrix of a layer, and with the deltas of the experts used,
-// stay below that; at least a tile.
-int64_t bounded_batch(const Weights& w, int64_t n_expert_used);
+// Tokens of a batch whose products with any one matrix of the first n_layers layers, and with the deltas of
+// the experts used, stay below that; at least a tile.
+int64_t bounded_batch(const Weights& w, int64_t n_layers, int64_t n_expert_used);
 
 // What a graph is built for; a graph is reused while this stays the same.
 struct GraphShape {
@@ -65,6 +65,8 @@ struct GraphContext {
     const HParams* hparams;
     const Weights* weights;
     const KvCache* cache;
+    int64_t n_layers;  // the first ones, which this graph computes
+    bool ends_hidden;  // in Graph::hidden, for a device that does the others; else in logits, of all layers
     DeltaMode mode;
     int64_t n_expert_used;
     Steering steering;                // of the routes; a graph is built anew when it changes
@@ -85,11 +87,12 @@ class Graph {
 
     GraphShape shape;
     ggml_tensor* tokens = nullptr;      // i32 [n_tokens]
-    ggml_tensor* positions = nullptr;   // i32 [n_tokens]
-    ggml_tensor* kv_rows = nullptr;     // i64 [n_tokens]
+    ggml_tensor* positions = nullptr;   // i32 [n_tokens], null without layers
+    ggml_tensor* kv_rows = nullptr;     // i64 [n_tokens], null without layers
     ggml_tensor* mask = nullptr;        // f16 [n_kv, n_tokens], null for our own attention
     ggml_tensor* attn_scale = nullptr;  // f32 [1, 1, n_tokens], null without attention temperature
-    ggml_tensor* last = nullptr;        // i32 [1], null when all logits are wanted
+    ggml_tensor* last = nullptr;        // i32 [1], null when all logits are wanted or none
+    ggml_tensor* hidden = nullptr;      // f32 [n_embd, n_tokens], null where there are logits
     std::vector<ggml_tensor*> logits;   // f32 [n_vocab, tokens of a part]; the parts follow each other
     std::vector<ggml_tensor*> routes;   // f32 [2k, n_tokens], one per layer with experts
     // f32 [n_expert, n_tokens] of the same layers, if they are kept

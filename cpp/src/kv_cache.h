@@ -14,22 +14,23 @@ class KvCache {
  public:
     // The tensors alone: enough to build and measure a graph, not to run it.
     KvCache(const HParams& h, int64_t n_ctx, ggml_type type);
-    // Throws InsufficientMemory.
-    void allocate();
+    // Layers from `first` on lie in memory of the device's type, the others in the host's. Throws
+    // InsufficientMemory.
+    void allocate(int64_t first = INT64_MAX, ggml_backend_buffer_type_t device = nullptr);
 
     // [head_dim * n_head_kv, n_ctx_padded]
     ggml_tensor* k(int64_t layer) const { return k_[layer]; }
     ggml_tensor* v(int64_t layer) const { return v_[layer]; }
     ggml_type type() const { return type_; }
 
-    // In double: a request may exceed any integer.
-    static double bytes(const HParams& h, int64_t n_ctx, ggml_type type);
+    // Of n_layers layers, in double: a request may exceed any integer.
+    static double bytes(const HParams& h, int64_t n_ctx, ggml_type type, int64_t n_layers);
 
  private:
     ggml_type type_;
     std::vector<ggml_tensor*> k_, v_;
     ggml_context_ptr ctx_;
-    ggml_backend_buffer_ptr buffer_;
+    std::vector<ggml_backend_buffer_ptr> buffers_;
 };
 
 // f16, f32 or q8_0; the last needs heads of whole blocks. Throws InvalidArgument.

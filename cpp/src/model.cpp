@@ -2,9 +2,12 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <thread>
 
 #include "adapter.h"
+#include "sardine/error.h"
+#include "sardine/session.h"
 
 namespace sardine {
 
@@ -28,7 +31,24 @@ Model::Model(const std::string& path, const ModelOptions& options)
       adapter_(open_adapter(options.adapter, file_, hparams_)),
       experts_(read_expert_params(adapter_ ? *adapter_ : file_, hparams_)),
       weights_(load_weights(file_, adapter_.get(), hparams_, experts_, checked_threads(options.n_threads))),
-      tokenizer_(file_, hparams_.n_vocab) {}
+      tokenizer_(file_, hparams_.n_vocab) {
+    int64_t n = options.n_gpu_layers;
+    if (n < kAutoLayers)
+        throw InvalidArgument("n_gpu_layers is " + std::to_string(n) +
+                              ", expected at least 0, -1 for all layers, or auto");
+    if (n == 0) return;
+    const std::unique_ptr<Gpu> gpu = Gpu::open();
+    const int64_t all = hparams_.n_layer + 1;
+    if (n == kAutoLayers) {
+        ContextPlan plan = options.plan;
+        if (plan.n_ctx <= 0) plan.n_ctx = std::min(hparams_.n_ctx_train, kDefaultContext);
+        n = gpu_plan(weights_, hparams_, plan, gpu->free_memory()).first;
+        if (n == 0) return;
+    }
+    if (n == kAllLayers || n > all) n = all;
+    device_weights_ = std::make_unique<DeviceWeights>(weights_, hparams_, all - n, *gpu);
+    gpu_ = gpu->name();
+}
 
 bool Model::adapter_fits_norms() const {
     return !adapter_ || fits_norms(*adapter_, file_, hparams_);

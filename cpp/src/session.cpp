@@ -187,8 +187,8 @@ void Session::run(std::span<const int32_t> tokens, bool want_all, float* all_log
     std::memcpy(g.tokens->data, tokens.data(), n * sizeof(int32_t));
     for (int64_t i = 0; i < n; ++i) {
         const int64_t pos = n_past + i;
-        static_cast<int32_t*>(g.positions->data)[i] = static_cast<int32_t>(pos);
-        static_cast<int64_t*>(g.kv_rows->data)[i] = pos;
+        if (g.positions) static_cast<int32_t*>(g.positions->data)[i] = static_cast<int32_t>(pos);
+        if (g.kv_rows) static_cast<int64_t*>(g.kv_rows->data)[i] = pos;
         if (g.attn_scale)
             static_cast<float*>(g.attn_scale->data)[i] =
                 1.0f + h.attn_temp_scale * std::log(static_cast<float>(pos / h.attn_temp_length) + 1.0f);
@@ -211,31 +211,41 @@ void Session::run(std::span<const int32_t> tokens, bool want_all, float* all_log
     if (status == GGML_STATUS_ALLOC_FAILED) throw InsufficientMemory("no memory for ggml's work buffer");
     if (status != GGML_STATUS_SUCCESS) throw Error("ggml failed with status " + std::to_string(status));
 
-    for (const ggml_tensor* part : g.logits) {
-        const auto* rows = static_cast<const float*>(part->data);
-        if (want_all) all_logits = std::copy_n(rows, ggml_nelements(part), all_logits);
-        last_logits_.assign(rows + (part->ne[1] - 1) * h.n_vocab, rows + part->ne[1] * h.n_vocab);
-    }
-    counts_.tokens += n;
-    counts_.batches += 1;
-
-    for (size_t il = 0; il < g.routes.size(); ++il) {
-        const auto* rows = static_cast<const float*>(g.routes[il]->data);
+    auto take_logits = [&](const float* rows, int64_t n_rows) {
+        if (want_all) all_logits = std::copy_n(rows, n_rows * h.n_vocab, all_logits);
+        last_logits_.assign(rows + (n_rows - 1) * h.n_vocab, rows + n_rows * h.n_vocab);
+    };
+    int64_t il = 0;  // layers with experts
+    auto take_routes = [&](const float* rows, const float* router_logits) {
         const int64_t k = routing_.k;
         for (int64_t t = 0; t < n; ++t) {
-            const int64_t out = (static_cast<int64_t>(il) * routing_.n_tokens + routed_before + t) * k;
+            const int64_t out = (il * routing_.n_tokens + routed_before + t) * k;
             for (int64_t j = 0; j < k; ++j) {
                 routing_.weights[out + j] = rows[t * 2 * k + j];
                 routing_.ids[out + j] = static_cast<int32_t>(rows[t * 2 * k + k + j]);
             }
         }
+        const int64_t n_experts = model_->experts().expert_count;
+        if (router_logits)
+            std::copy_n(router_logits, n * n_experts,
+                        routing_.logits.begin() + (il * routing_.n_tokens + routed_before) * n_experts);
+        ++il;
+    };
+    for (const ggml_tensor* part : g.logits) take_logits(static_cast<const float*>(part->data), part->ne[1]);
+    for (size_t i = 0; i < g.routes.size(); ++i)
+        take_routes(static_cast<const float*>(g.routes[i]->data),
+                    g.router_logits.empty() ? nullptr : static_cast<const float*>(g.router_logits[i]->data));
+    if (DeviceEngine* device = engine_->device()) {
+        const DeviceResult r =
+            device->run(static_cast<const float*>(g.hidden->data), n, n_past, want_all,
+                        {[](void* self, int) { return static_cast<Session*>(self)->should_stop(0); }, this});
+        take_logits(r.logits, r.n_rows);
+        for (int64_t i = 0; i < r.n_layers; ++i)
+            take_routes(r.routes + i * n * 2 * routing_.k,
+                        r.router_logits ? r.router_logits + i * n * model_->experts().expert_count : nullptr);
     }
-    for (size_t il = 0; il < g.router_logits.size(); ++il) {
-        const ggml_tensor* rows = g.router_logits[il];
-        std::copy_n(static_cast<const float*>(rows->data), ggml_nelements(rows),
-                    routing_.logits.begin() +
-                        (static_cast<int64_t>(il) * routing_.n_tokens + routed_before) * rows->ne[0]);
-    }
+    counts_.tokens += n;
+    counts_.batches += 1;
 }
 
 }  // namespace sardine

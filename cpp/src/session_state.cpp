@@ -6,6 +6,7 @@
 //
 // The hash finds damage. A state made up on purpose can hold wrong numbers, but none that is not finite and
 // no token outside the vocabulary.
+#include <ggml-backend.h>
 #include <ggml.h>
 
 #include <algorithm>
@@ -142,11 +143,15 @@ class StateLoader {
         Hash64 hash = hash_so_far();
         uint64_t at = layout_.rows;
         const uint64_t size = header_.n_tokens * layout_.row_bytes;
+        std::vector<uint8_t> staged;
         for (int64_t il = 0; il < static_cast<int64_t>(header_.n_layer); ++il)
             for (ggml_tensor* t : {cache.k(il), cache.v(il)}) {
-                const std::span<uint8_t> rows{static_cast<uint8_t*>(t->data), size};
+                const bool host = ggml_backend_buffer_is_host(t->buffer);
+                if (!host) staged.resize(size);
+                const std::span<uint8_t> rows{host ? static_cast<uint8_t*>(t->data) : staged.data(), size};
                 in_.read(at, rows);
                 hash.add(rows);
+                if (!host && size > 0) ggml_backend_tensor_set(t, staged.data(), 0, size);
                 at += size;
             }
         check_hash(hash, "it changed while it was read");
@@ -263,9 +268,18 @@ void Session::save(StateWriter& out) const {
     put(bytes_of(steering_.bias.data(), steering_.bias.size()));
     put(bytes_of(tokens_.data(), tokens_.size()));
     put(bytes_of(last_logits_.data(), last_logits_.size()));
+    std::vector<uint8_t> staged;
     for (int64_t il = 0; il < model_->hparams().n_layer; ++il)
-        for (const ggml_tensor* t : {cache.k(il), cache.v(il)})
-            put({static_cast<const uint8_t*>(t->data), tokens_.size() * t->nb[1]});
+        for (const ggml_tensor* t : {cache.k(il), cache.v(il)}) {
+            const size_t size = tokens_.size() * t->nb[1];
+            if (ggml_backend_buffer_is_host(t->buffer)) {
+                put({static_cast<const uint8_t*>(t->data), size});
+                continue;
+            }
+            staged.resize(size);
+            if (size > 0) ggml_backend_tensor_get(t, staged.data(), 0, size);
+            put(staged);
+        }
     const uint64_t value = hash.value();
     out.write(bytes_of(&value, 1));
 }

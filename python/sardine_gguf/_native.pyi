@@ -32,8 +32,25 @@ class GgufFile:
 
 class Model:
     def __init__(
-        self, path: str | bytes, *, n_threads: int = 0, adapter: bytes | None = None
+        self,
+        path: str | bytes,
+        *,
+        n_threads: int = 0,
+        adapter: bytes | None = None,
+        n_gpu_layers: int = 0,
+        n_ctx: int = 0,
+        n_batch: int = 512,
+        kv_type: str = "f16",
     ) -> None: ...
+    @property
+    def n_gpu_layers(self) -> int: ...
+    @property
+    def gpu(self) -> str: ...
+    @property
+    def gpu_bytes(self) -> float: ...
+    def gpu_plan(
+        self, free_bytes: float, *, n_ctx: int, n_batch: int = 512, kv_type: str = "f16"
+    ) -> tuple[int, float]: ...
     @property
     def path(self) -> str: ...
     @property
@@ -149,6 +166,7 @@ def default_threads() -> int: ...
 def set_logger(callable: Callable[[int, str], None], everything: bool) -> None: ...
 def build_info() -> dict[str, Any]: ...
 def available_memory() -> int: ...
+def find_gpus() -> dict[str, Any]: ...
 def cgroup_memory(mount: str, groups: str) -> int: ...
 def sparse_delta(
     path: str,
@@ -183,6 +201,51 @@ def set_node_work(
     quantized: float, floats: float, flash: float, sparse: float = 1e18
 ) -> list[float]: ...
 def kernel_paths() -> list[str]: ...
+def emulate_gpu(free_bytes: int, flash: bool = True) -> None: ...
+def failing_launch() -> None: ...
+def emulated_barrier(divergent: bool, past_the_end: bool) -> None: ...
+def rows_shape(
+    n_multiprocessors: int,
+    threads: int,
+    shared_block: int,
+    shared_all: int,
+    width: int,
+    n_positions: int,
+) -> tuple[int, int, bool, int]: ...
+def device_route(
+    router: NDArray[np.float32],
+    x: NDArray[np.float32],
+    k: int,
+    *,
+    bias: NDArray[np.float32] | None = None,
+    forced: NDArray[np.float32] | None = None,
+    mean: NDArray[np.float32],
+    order: str = "forward",
+    seed: int = 0,
+    gpu: bool = False,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]: ...
+def device_delta(
+    kernel: str,
+    row_ptr: NDArray[np.int32],
+    col: NDArray[np.uint16],
+    val: NDArray[np.uint8],
+    type: str,
+    scale: NDArray[np.float32],
+    *,
+    n_rows: int,
+    n_cols: int,
+    block_columns: int,
+    routes: NDArray[np.float32],
+    x: NDArray[np.float32],
+    shared: NDArray[np.uint8] | None = None,
+    shared_type: str = "f32",
+    shared_scale: float = 1.0,
+    n_multiprocessors: int = 1,
+    shared_block: int = 49152,
+    order: str = "forward",
+    seed: int = 0,
+    gpu: bool = False,
+) -> list[NDArray[np.float32]]: ...
 def kernel_path() -> str: ...
 def route(
     logits: NDArray[np.float32],

@@ -23,6 +23,7 @@ from sardine_gguf.bench_measure import (
 )
 from sardine_gguf.bench_report import FORMATS, Row, render, summary
 from sardine_gguf.context import KvType
+from sardine_gguf.gpu_layers import add_gpu_flag
 from sardine_gguf.model import Sardine
 from sardine_gguf.program import EXIT_CODES, EXIT_OK, run_program
 
@@ -116,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "-t", "--threads", type=int, default=-1, metavar="N", help="CPU threads (-1: all)"
     )
+    add_gpu_flag(p)
     p.add_argument("-r", "--repetitions", type=int, default=5, metavar="N", help="of each test (5)")
     p.add_argument(
         "--delta-mode",
@@ -223,6 +225,7 @@ def run(args: argparse.Namespace) -> int:
         n_threads=None if args.threads == -1 else args.threads,
         delta_mode=args.delta_mode[0] if args.delta_mode else None,
         kv_type=args.cache_type,
+        n_gpu_layers=args.n_gpu_layers,
     )
     load_seconds = time.perf_counter() - start
     with first:

@@ -7,15 +7,12 @@ import difflib
 from typing import Literal, NoReturn
 
 from sardine_gguf.expert_flags import add_flags as add_expert_flags
+from sardine_gguf.gpu_layers import add_gpu_flag
 from sardine_gguf.program import EXIT_CODES
 
 
 def _context_length(text: str) -> int | Literal["auto"]:
     return "auto" if text == "auto" else int(text)
-
-
-def _gpu_layers(text: str) -> int | str:
-    return text if text in ("auto", "all") else int(text)
 
 
 def logit_bias(text: str) -> tuple[int, float]:
@@ -114,15 +111,7 @@ def _model(g: Group) -> None:
             choices=KV_TYPES,
             help=f"type of cached {what} (f16); one type for both",
         )
-    g.add_argument(
-        "-ngl",
-        "--gpu-layers",
-        "--n-gpu-layers",
-        type=_gpu_layers,
-        default="auto",
-        metavar="N",
-        help="layers on a GPU; this build has none: auto or 0",
-    )
+    add_gpu_flag(g)
     g.add_argument("--chat-template-file", metavar="FILE", help="Jinja template (model's)")
 
 

@@ -27,14 +27,12 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
     key, value = args.cache_type_k, args.cache_type_v
     if key and value and key != value:
         raise ValueError(f"-ctk is {key} and -ctv {value}, expected one type for both")
-    if args.gpu_layers == "all":
-        raise ValueError("-ngl is all, but this build computes on the CPU only: use 0")
     return {
         "adapter": args.adapter,
         "n_ctx": args.ctx_size or None,
         "n_batch": args.batch_size,
         "n_threads": None if args.threads == -1 else args.threads,
-        "n_gpu_layers": 0 if args.gpu_layers == "auto" else args.gpu_layers,
+        "n_gpu_layers": args.n_gpu_layers,
         "delta_mode": args.delta_mode,
         "experts": args.experts,
         "kv_type": key or value or "f16",

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,10 +110,35 @@ def _rank(path: str) -> int:
 
 
 def devices() -> list[Check]:
-    """Where models run."""
-    return [
-        ok("devices", "CPU; this build has no CUDA support, so n_gpu_layers must be 0"),
-    ]
+    """Where models run: the GPUs that ggml has, and whether our kernels are there for them."""
+    return [gpu_support(_native.find_gpus())]
+
+
+def gpu_support(found: dict[str, Any]) -> Check:
+    """The same from what find_gpus() gives."""
+    rebuild = "build sardine_gguf with CMAKE_ARGS=-DSARDINE_CUDA=ON (docs/gpu.md)"
+    gpus = ", ".join(
+        f"{name} ({free / _GIB:.1f} of {total / _GIB:.1f} GiB free)"
+        for name, free, total in found["devices"]
+    )
+    if not found["ggml_has_cuda"]:
+        if found["has_kernels"]:
+            package = f"llama-cpp-python=={LLAMA_CPP_VERSION}"
+            remedy = f"CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-binary :all: {package}"
+            finding = (
+                "CPU; this package has CUDA kernels, but llama-cpp-python was built without CUDA"
+            )
+            return Check("devices", "error", finding, remedy)
+        return ok("devices", "CPU; built without CUDA (docs/gpu.md), so n_gpu_layers must be 0")
+    if not found["has_kernels"]:
+        finding = f"CPU; llama-cpp-python has CUDA, but {found['kernels_path']} is missing"
+        return Check("devices", "warning", finding, rebuild)
+    if not gpus:
+        finding = "CPU; built for CUDA, but ggml finds no GPU"
+        return Check(
+            "devices", "warning", finding, "see whether nvidia-smi lists one; update the driver"
+        )
+    return ok("devices", f"CPU, {gpus}")
 
 
 def device_list() -> str:
@@ -121,7 +147,10 @@ def device_list() -> str:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = _native.available_memory()
     memory = f"{total >> 20} MiB, {free >> 20} MiB free"
-    return f"Available devices:\n  CPU: {name or platform.machine()} ({memory})"
+    lines = ["Available devices:", f"  CPU: {name or platform.machine()} ({memory})"]
+    for gpu, gpu_free, gpu_total in _native.find_gpus()["devices"]:
+        lines.append(f"  CUDA: {gpu} ({gpu_total >> 20} MiB, {gpu_free >> 20} MiB free)")
+    return "\n".join(lines)
 
 
 def memory() -> list[Check]:

@@ -29,6 +29,10 @@ class InsufficientMemory(SardineError, MemoryError):
     """A request needs more memory than there is; nothing was allocated."""
 
 
+class DeviceError(SardineError, RuntimeError):
+    """A GPU was asked for that is not there or cannot be used, with what to install, or it failed."""
+
+
 class BusyError(SardineError, RuntimeError):
     """The context is evaluating in another thread."""
 

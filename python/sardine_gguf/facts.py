@@ -82,3 +82,8 @@ class ModelFacts(OpenModel):
     def expert_names(self) -> list[str]:
         """Names of the experts, in the order of their numbers; empty for a plain base."""
         return list(self.model.experts["names"])
+
+    @property
+    def n_gpu_layers(self) -> int:
+        """Layers on the GPU; the output counts as one."""
+        return self.model.n_gpu_layers

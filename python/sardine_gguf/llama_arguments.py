@@ -6,11 +6,11 @@ from typing import Any
 
 # Values that ask for what is done anyway, and what is done. Any other value is refused.
 _SAME: dict[str, tuple[tuple[Any, ...], str]] = {
-    "split_mode": ((1,), "this build computes on the CPU only"),
-    "main_gpu": ((0,), "this build computes on the CPU only"),
-    "tensor_split": ((None,), "this build computes on the CPU only"),
-    "offload_kqv": ((True,), "this build computes on the CPU only"),
-    "op_offload": ((None,), "this build computes on the CPU only"),
+    "split_mode": ((1,), "at most one GPU is used"),
+    "main_gpu": ((0,), "at most one GPU is used, the first one of ggml's"),
+    "tensor_split": ((None,), "at most one GPU is used"),
+    "offload_kqv": ((True,), "keys and values lie with their layer"),
+    "op_offload": ((None,), "a layer is computed where its weights lie"),
     "vocab_only": ((False,), "the weights are always mapped"),
     "use_mmap": ((True,), "the file is always mapped"),
     "use_mlock": ((False,), "the mapping is not locked in memory"),
@@ -122,7 +122,7 @@ MISSING_ATTRIBUTES = {
     "lora_scale": _LORA,
     "lora_path": _LORA,
     "numa": "NUMA placement is the system's",
-    "tensor_split": "this build computes on the CPU only",
+    "tensor_split": "at most one GPU is used",
     "kv_overrides": "the file's keys are used as they are",
     "spm_infill": "filling in the middle is not supported",
     "verbose": _CONSTANT,

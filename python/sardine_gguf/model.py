@@ -14,6 +14,7 @@ from sardine_gguf.context import ContextLength, ContextOptions, KvType, encoded_
 from sardine_gguf.evaluation import EvaluationMethods
 from sardine_gguf.expert_settings import ExpertSettings, ExpertSpec
 from sardine_gguf.facts import ModelFacts
+from sardine_gguf.gpu_layers import GpuLayers, native_layers
 from sardine_gguf.llama_arguments import MISSING_ATTRIBUTES, llama_arguments
 from sardine_gguf.model_facts import facts
 from sardine_gguf.openai_api import OpenAIMethods
@@ -35,7 +36,8 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
             to the model's own, whose memory is free beside the weights'.
         n_batch: tokens evaluated at a time in a prompt.
         n_threads: CPU threads; None takes every processor that this process may use.
-        n_gpu_layers: 0; this build computes on the CPU.
+        n_gpu_layers: layers on the GPU, counted as llama.cpp does: the output, then layers from the last
+            one backwards. "all" or -1; "auto" takes as many as its free memory holds. docs/gpu.md.
         delta_mode: "sparse" (experts change the FFN's matrices), "gain" (they scale its output, as the
             published code does), "off" (the base alone); None takes the file's.
         experts: settings of experts by name or number, as the property `experts` takes them: a weight
@@ -54,6 +56,7 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
         OSError: the file cannot be read.
         InsufficientMemory: the context does not fit the free memory; it names the bytes needed and free,
             and nothing was allocated.
+        DeviceError: layers on a GPU are asked for and there is none to use, with what to install.
         ValueError: an argument is out of range.
     """
 
@@ -66,7 +69,7 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
         n_ctx: ContextLength = None,
         n_batch: int = 512,
         n_threads: int | None = None,
-        n_gpu_layers: int = 0,
+        n_gpu_layers: GpuLayers = 0,
         delta_mode: DeltaMode | None = None,
         experts: ExpertSpec | None = None,
         kv_type: KvType = "f16",
@@ -82,15 +85,15 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
         kv_type, sampling = llama_arguments(  # type: ignore[assignment]
             llama, n_batch=n_batch, n_threads=n_threads, kv_type=kv_type
         )
-        if n_gpu_layers != 0:
-            raise ValueError(
-                f"n_gpu_layers is {n_gpu_layers}, but this build computes on the CPU only: use 0"
-            )
         options = ContextOptions(n_ctx, n_batch, n_threads, kv_type, delta_mode)
         self._model = _native.Model(
             encoded_path(path),
             n_threads=n_threads or 0,
             adapter=None if adapter is None else encoded_path(adapter),
+            n_gpu_layers=native_layers(n_gpu_layers),
+            n_ctx=n_ctx if isinstance(n_ctx, int) else 0,
+            n_batch=n_batch,
+            kv_type=kv_type,
         )
         if not self._model.adapter_fits_norms():
             warnings.warn(

@@ -66,10 +66,15 @@ def facts(model: Sardine, width: int = 0) -> str:
             f"model:   {name} ({h['arch']}, {h['n_layer']} layers of {h['n_embd']}), {quant}, "
             f"{size_text(path.stat().st_size)}, {path.name}",
             experts,
-            f"runs:    {model.delta_mode} on the CPU, {model.session.n_threads} threads, context of "
+            f"runs:    {model.delta_mode} on {_place(model)}, {model.session.n_threads} threads, context of "
             f"{model.n_ctx} tokens ({model.kv_type}, {size_text(int(model.session.memory_bytes))})",
         )
     )
+
+
+def _place(model: Sardine) -> str:
+    n, of = model.n_gpu_layers, model.model.hparams["n_layer"] + 1
+    return f"{model.model.gpu}, {n} of {of} layers" if n else "the CPU"
 
 
 def names_text(names: Sequence[str], room: int) -> str:

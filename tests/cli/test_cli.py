@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sardine_gguf import _native
 from sardine_gguf.cli import main
 from screens import CLI, Emulated
 
@@ -84,7 +85,6 @@ def test_file_system_prompt_and_raw(model_file: Path, tmp_path: Path) -> None:
         (["-p", "x"], 2, "-m/--model"),
         (["-m", "{m}", "--example", "-p", "x"], 2, "both name a model"),
         (["-m", "{m}", "-p", "x", "-ctk", "q8_0", "-ctv", "f16"], 2, "one type for both"),
-        (["-m", "{m}", "-p", "x", "-ngl", "99"], 2, "computes on the CPU only"),
         (["-m", "{m}", "-p", "x", "-l", "12"], 2, "-l/--logit-bias"),
         (["-m", "{m}", "-p", "x", "-j", "{{"], 2, "it is no JSON"),
         (["-m", "{m}", "-p", "x", "--grammar", "root ::= no"], 2, "rule 'no' is not defined"),
@@ -367,6 +367,23 @@ def test_one_answer_in_a_session(example: Path, tmp_path: Path) -> None:
     assert "no saved conversation" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert file.read_bytes() == damaged
+
+
+@pytest.mark.skipif(_native.find_gpus()["has_kernels"], reason="this build has CUDA kernels")
+@pytest.mark.parametrize("layers", ["all", "auto", "1"])
+def test_a_gpu_that_is_not_there(model_file: Path, layers: str) -> None:
+    """One line that says what to install."""
+    result = cli("-m", model_file, "-p", "hi", "-ngl", layers)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert "-DGGML_CUDA=on" in result.stderr
+
+
+@pytest.mark.parametrize("layers", ["some", "-2", "1.5", ""])
+def test_bad_numbers_of_gpu_layers(model_file: Path, layers: str) -> None:
+    result = cli("-m", model_file, "-p", "hi", f"-ngl={layers}")
+    assert result.returncode == 2
+    assert "-ngl" in result.stderr
 
 
 def test_the_log_ends_with_the_program(model_file: Path, tmp_path: Path) -> None:

@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 from sardine_gguf import doctor
-from sardine_gguf.doctor_checks import ggml_features, library_copies, processor_features, self_test
+from sardine_gguf.doctor_checks import (
+    ggml_features,
+    gpu_support,
+    library_copies,
+    processor_features,
+    self_test,
+)
 
 
 def run(*args: str, **env: str) -> tuple[int, str, str]:
@@ -103,3 +109,25 @@ def test_processors() -> None:
     assert ggml_features(flags, {**everything, "avx512f": True}).status == "error"
     slow = ggml_features(flags, dict.fromkeys(everything, False))
     assert (slow.status, "avx2" in slow.finding) == ("warning", True)
+
+
+def test_gpus() -> None:
+    """What is there, what is missing and what to do about it."""
+    nothing = {
+        "devices": [],
+        "ggml_has_cuda": False,
+        "has_kernels": False,
+        "kernels_path": "/x/k.so",
+    }
+    check = gpu_support(nothing)
+    assert (check.status, "n_gpu_layers must be 0" in check.finding) == ("ok", True)
+    check = gpu_support({**nothing, "has_kernels": True})
+    assert (check.status, "-DGGML_CUDA=on" in check.remedy) == ("error", True)
+    check = gpu_support({**nothing, "ggml_has_cuda": True})
+    assert (check.status, "/x/k.so is missing" in check.finding) == ("warning", True)
+    assert "SARDINE_CUDA=ON" in check.remedy
+    both = {**nothing, "ggml_has_cuda": True, "has_kernels": True}
+    check = gpu_support(both)
+    assert (check.status, "no GPU" in check.finding) == ("warning", True)
+    check = gpu_support({**both, "devices": [("RTX", 3 << 30, 4 << 30)]})
+    assert (check.status, check.finding) == ("ok", "CPU, RTX (3.0 of 4.0 GiB free)")

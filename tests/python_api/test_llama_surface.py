@@ -24,13 +24,13 @@ DECISIONS = (ValueError, TypeError, AttributeError, NotImplementedError)
 # Arguments of the constructor that do something here (the other tests say what).
 CONSTRUCTOR = {
     "model_path", "n_ctx", "n_batch", "n_threads", "seed", "verbose", "type_k", "type_v",
-    "last_n_tokens_size",
+    "last_n_tokens_size", "n_gpu_layers",
 }  # fmt: skip
 # Those that ask for what is done either way.
 EITHER = {"logits_all": True, "no_perf": True, "flash_attn": True}
 # The others, with a value that asks for something else.
 REFUSED: dict[str, Any] = {
-    "n_gpu_layers": -1, "split_mode": 2, "main_gpu": 1, "tensor_split": [1.0], "vocab_only": True,
+    "split_mode": 2, "main_gpu": 1, "tensor_split": [1.0], "vocab_only": True,
     "use_mmap": False, "use_mlock": True, "kv_overrides": {"a": 1}, "n_ubatch": 64, "n_threads_batch": 63,
     "rope_scaling_type": 2, "pooling_type": 1, "attention_type": 1, "rope_freq_base": 1e4,
     "rope_freq_scale": 0.5, "yarn_ext_factor": 1.0, "yarn_attn_factor": 2.0, "yarn_beta_fast": 16.0,

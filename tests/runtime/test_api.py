@@ -164,8 +164,8 @@ def test_context_overflow(tiny: TinyModel) -> None:
         ("kv_type", ""),
         ("delta_mode", "dense"),
         ("delta_mode", "SPARSE"),
-        ("n_gpu_layers", 1),
-        ("n_gpu_layers", -1),
+        ("n_gpu_layers", -2),
+        ("n_gpu_layers", "some"),
     ],
 )
 def test_bad_arguments(tiny: TinyModel, name: str, value: Any) -> None:

@@ -55,6 +55,12 @@ class InsufficientMemory : public Error {
     using Error::Error;
 };
 
+// A GPU was asked for that is not there or cannot be used, or it failed.
+class DeviceError : public Error {
+ public:
+    using Error::Error;
+};
+
 // The session is evaluating in another thread.
 class BusyError : public Error {
  public:

@@ -8,6 +8,7 @@
 
 #include "gguf_file.h"
 #include "hparams.h"
+#include "offload/device_weights.h"
 #include "tokenizer.h"
 #include "weights.h"
 
@@ -16,11 +17,16 @@ namespace sardine {
 struct ModelOptions {
     int n_threads = 0;                   // for checking the file; 0: all processors
     std::optional<std::string> adapter;  // path of an adapter file, whose experts a plain base then has
+    // Layers on the GPU, counted as llama.cpp does: the output, then layers from the last one. kAllLayers, or
+    // kAutoLayers: as many as leave room for a context of this plan (n_ctx 0 or less: the default).
+    int64_t n_gpu_layers = 0;
+    ContextPlan plan;
 };
 
 class Model {
  public:
-    // Throws FormatError, IoError or InsufficientMemory.
+    // Throws FormatError, IoError or InsufficientMemory; DeviceError if layers are asked for and there is no
+    // GPU.
     explicit Model(const std::string& path, const ModelOptions& options = {});
 
     const std::string& path() const { return file_.path(); }
@@ -32,6 +38,12 @@ class Model {
     const ExpertParams& experts() const { return experts_; }
     const Weights& weights() const { return weights_; }
     const Tokenizer& tokenizer() const { return tokenizer_; }
+    const DeviceWeights* device_weights() const { return device_weights_.get(); }  // null without a GPU
+    // What is offloaded, 0 to n_layer + 1, and the GPU's name, "" without one.
+    int64_t n_gpu_layers() const {
+        return device_weights_ ? hparams_.n_layer + 1 - device_weights_->first() : 0;
+    }
+    const std::string& gpu() const { return gpu_; }
 
  private:
     GgufFile file_;  // first: everything below views it
@@ -40,6 +52,8 @@ class Model {
     ExpertParams experts_;
     Weights weights_;
     Tokenizer tokenizer_;
+    std::unique_ptr<DeviceWeights> device_weights_;
+    std::string gpu_;
 };
 
 int default_threads();

@@ -1,0 +1,137 @@
+#include "offload/gpu.h"
+
+#include <dlfcn.h>
+#include <ggml-alloc.h>
+#include <ggml-cpu.h>
+#include <unistd.h>
+
+#include <atomic>
+
+#include "emulated_device.h"
+#include "sardine/error.h"
+
+namespace sardine {
+namespace {
+
+std::atomic<uint64_t> emulated_memory{0};
+std::atomic<bool> emulated_flash{true};
+
+const char* const kInstall =
+    "install llama-cpp-python with CMAKE_ARGS=-DGGML_CUDA=on and then this package with "
+    "CMAKE_ARGS=-DSARDINE_CUDA=ON (docs/gpu.md), or use n_gpu_layers=0";
+
+// The library of the kernels lies beside the extension that this code is part of.
+std::string kernels_path() {
+    Dl_info info{};
+    std::string path = "libsardine_cuda.so";
+    if (::dladdr(reinterpret_cast<const void*>(&kernels_path), &info) != 0 && info.dli_fname)
+        path = std::string(info.dli_fname).substr(0, std::string(info.dli_fname).rfind('/') + 1) + path;
+    return path;
+}
+
+bool is_gpu(ggml_backend_dev_t dev) {
+    return ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_GPU;
+}
+
+bool ggml_has_cuda() {
+    return ggml_backend_reg_by_name("CUDA") != nullptr;
+}
+
+std::unique_ptr<device::Device> open_kernels(ggml_backend* backend) {
+    const std::string path = kernels_path();
+    if (::access(path.c_str(), R_OK) != 0)
+        throw DeviceError("this build of sardine_gguf has no CUDA kernels (" + path +
+                          " is missing): " + kInstall);
+    // Never closed: CUDA keeps pointers into it.
+    void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!library) throw DeviceError("cannot load the CUDA kernels: " + std::string(::dlerror()));
+    const auto open = reinterpret_cast<device::OpenDevice>(::dlsym(library, "sardine_open_device"));
+    if (!open) throw DeviceError(path + " is not this package's: reinstall sardine_gguf");
+    char error[300] = {};
+    std::unique_ptr<device::Device> kernels(open(device::kDeviceVersion, backend, error, sizeof error));
+    if (!kernels) throw DeviceError("the GPU cannot be used: " + std::string(error));
+    return kernels;
+}
+
+}  // namespace
+
+void emulate_gpu(uint64_t free_bytes, bool flash) {
+    emulated_memory = free_bytes;
+    emulated_flash = flash;
+}
+
+std::unique_ptr<Gpu> Gpu::open() {
+    std::unique_ptr<Gpu> gpu(new Gpu);
+    if (emulated_memory > 0) {
+        gpu->emulated_ = true;
+        gpu->name_ = "emulated";
+        gpu->backend_.reset(ggml_backend_cpu_init());
+        if (!gpu->backend_) throw InsufficientMemory("no memory for the emulated GPU");
+        gpu->kernels_ = device::open_emulated_device({.n_multiprocessors = 2, .threads = 256});
+        return gpu;
+    }
+    if (!ggml_has_cuda())
+        throw DeviceError(
+            std::string("llama-cpp-python was built without CUDA, so there is no GPU to use: ") + kInstall);
+    ggml_backend_dev_t dev = nullptr;
+    for (size_t i = 0; !dev && i < ggml_backend_dev_count(); ++i)
+        if (is_gpu(ggml_backend_dev_get(i))) dev = ggml_backend_dev_get(i);
+    if (!dev)
+        throw DeviceError(
+            "ggml finds no GPU: check that nvidia-smi lists one and that its driver is at least as new as "
+            "the "
+            "CUDA that llama-cpp-python was built with, or use n_gpu_layers=0");
+    gpu->name_ = ggml_backend_dev_description(dev);
+    gpu->backend_.reset(ggml_backend_dev_init(dev, nullptr));
+    if (!gpu->backend_) throw DeviceError("ggml cannot use the GPU " + gpu->name_ + ": is its memory full?");
+    gpu->kernels_ = open_kernels(gpu->backend_.get());
+    return gpu;
+}
+
+Gpu::~Gpu() = default;
+
+double Gpu::free_memory() const {
+    if (emulated_) return static_cast<double>(emulated_memory);
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(ggml_device(), &free, &total);
+    return static_cast<double>(free);
+}
+
+bool Gpu::supports(const ggml_tensor* op) const {
+    if (emulated_ && op->op == GGML_OP_FLASH_ATTN_EXT && !emulated_flash) return false;
+    return ggml_backend_supports_op(backend_.get(), op);
+}
+
+ggml_backend_buffer_ptr Gpu::allocate(ggml_context* ctx, const char* what) const {
+    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(ctx, buffer_type()));
+    if (!buffer)
+        throw InsufficientMemory(std::string("the GPU has no memory for ") + what +
+                                 ": use fewer n_gpu_layers or a smaller n_ctx");
+    return buffer;
+}
+
+void Gpu::check(const char* error) const {
+    if (error) throw DeviceError(name_ + ": " + error);
+}
+
+void Gpu::check(ggml_status status) const {
+    if (status != GGML_STATUS_SUCCESS)
+        throw DeviceError(name_ + ": ggml failed with status " + std::to_string(status));
+}
+
+GpuFacts find_gpus() {
+    GpuFacts f{.devices = {},
+               .ggml_has_cuda = ggml_has_cuda(),
+               .has_kernels = ::access(kernels_path().c_str(), R_OK) == 0,
+               .kernels_path = kernels_path()};
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        ggml_backend_dev_t dev = ggml_backend_dev_get(i);
+        if (!is_gpu(dev)) continue;
+        GpuFacts::Device d{.name = ggml_backend_dev_description(dev)};
+        ggml_backend_dev_memory(dev, &d.free, &d.total);
+        f.devices.push_back(std::move(d));
+    }
+    return f;
+}
+
+}  // namespace sardine

@@ -1,0 +1,240 @@
+"""Layers on a GPU that the CPU plays: everything but CUDA's own launches runs as it would on one.
+
+The CPU's graphs are the reference. With f32 keys and values both differ in the order of sums, and, in batches
+of more than 8 tokens, in activations that the tile kernel reads as f16: each is off by at most 2^-11 of
+itself, about 2^-12.5 of the deltas' part of a product on the average of a sum's terms, which is no more than
+1e-7 in NMSE. Attention over f32 is f32 in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from models import TinyModel, make_model, nmse, random_tokens, text_of
+from sardine_gguf import DeviceError, InsufficientMemory, Sardine, _native
+
+GIB = 1 << 30
+MODES = ("sparse", "gain", "off")
+MAX_NMSE = 1e-9
+MAX_NMSE_TILES = 1e-7
+TOKENS = random_tokens(150, seed=3)
+
+
+@pytest.fixture
+def gpu() -> Iterator[None]:
+    """A GPU with a gibibyte."""
+    _native.emulate_gpu(GIB)
+    yield
+    _native.emulate_gpu(0)
+
+
+def logits(model: TinyModel, mode: str, **options: Any) -> tuple[np.ndarray, Any]:
+    """Of TOKENS, and the routes unless the mode has none."""
+    with model.open(delta_mode=mode, **options) as m:
+        out = m.eval(TOKENS)
+        return out, None if mode == "off" else m.routing()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("n_gpu_layers", [1, 2, 3, "all"])
+@pytest.mark.parametrize("n_batch", [1, 7, 64, 150])
+@pytest.mark.usefixtures("gpu")
+def test_same_logits(tiny: TinyModel, mode: str, n_gpu_layers: int, n_batch: int) -> None:
+    """Whole or in part, in single tokens or batches; and the same experts."""
+    expected, expected_routes = logits(tiny, mode)
+    found, routes = logits(tiny, mode, n_gpu_layers=n_gpu_layers, n_batch=n_batch)
+    tiles = mode == "sparse" and n_batch > 8
+    assert nmse(found, expected) <= (MAX_NMSE_TILES if tiles else MAX_NMSE)
+    np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
+    if expected_routes:
+        np.testing.assert_array_equal(routes[0], expected_routes[0])
+        np.testing.assert_allclose(
+            routes[1], expected_routes[1], rtol=0, atol=1e-3 if tiles else 1e-5
+        )
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "some_layers": {"base": {"layers": 5}, "srde": {"layers": [1, 3], "density": 0.05}},
+    "blocks": {"base": {"inner": 97}, "out": {"block_columns": 33}},
+    "many_experts": {"top_k": 5, "srde": {"n_experts": 40, "density": 0.05}},
+    "tied": {"base": {"tied": True}},
+    "q8_0": {"out": {"outtype": "q8_0", "delta_type": "q8_0"}, "base": {"inner": 128}},
+    "f16": {"out": {"outtype": "f16", "delta_type": "f16"}},
+    "no_positions": {"srde": {"positions": 0}},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("gpu")
+def test_kinds_of_files(workshop: Path, name: str) -> None:
+    """Layers without experts between others, column blocks, value types, a tied output."""
+    options = {"srde": {"density": 0.05}, **CASES[name]}
+    model = make_model(workshop / f"offload-{name}", **options)
+    # Quantized products round activations to 8 bits, and a last bit of the deltas may tip one of them; where
+    # that changes an expert, the token and those after it are others.
+    quantized = name in ("q8_0", "f16")
+    for mode in MODES:
+        for n_batch in (6, 150):
+            expected, expected_routes = logits(model, mode, n_batch=n_batch)
+            found, routes = logits(model, mode, n_batch=n_batch, n_gpu_layers="all")
+            bound = MAX_NMSE if n_batch == 6 else MAX_NMSE_TILES
+            if quantized:
+                same = mode == "off" or (routes[0] == expected_routes[0]).all()
+                bound = 1e-4 if same else 1e-3
+            assert nmse(found, expected) <= bound
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.usefixtures("gpu")
+def test_shared_part(small_shared: TinyModel, mode: str) -> None:
+    """Every mode adds it, to few tokens and to many."""
+    tokens = [t % 270 for t in TOKENS]
+    with small_shared.open(delta_mode=mode) as m:
+        expected = m.eval(tokens)
+    for n_batch in (5, 150):
+        with small_shared.open(delta_mode=mode, n_batch=n_batch, n_gpu_layers="all") as m:
+            assert nmse(m.eval(tokens), expected) <= 1e-4
+
+
+@pytest.mark.usefixtures("gpu")
+def test_text(tiny: TinyModel) -> None:
+    """Greedy tokens, as on the CPU, with the default f16 keys and values."""
+    prompt = random_tokens(20)
+    texts = []
+    for n in (0, 2, "all"):
+        with Sardine(tiny.gguf, n_gpu_layers=n) as m:
+            texts.append(text_of(m, prompt, max_tokens=20, temperature=0))
+    assert texts[0] == texts[1] == texts[2]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_experts_steered(tiny: TinyModel) -> None:
+    """Forced, muted and biased experts, and the router's logits."""
+    names = None
+    for setting in ({0: 1.0}, {0: 0.75, 3: 0.25}, {1: "mute"}, {2: "+3"}, {}):
+        found = []
+        for n in (0, "all"):
+            with tiny.open(n_gpu_layers=n, experts=setting or None) as m:
+                names = names or m.expert_names
+                m.session.keep_router_logits(True)
+                found.append((m.eval(TOKENS[:40]), m.routing(), m.session.router_logits()))
+        (a, ra, la), (b, rb, lb) = found
+        assert nmse(b, a) <= MAX_NMSE_TILES
+        np.testing.assert_array_equal(ra[0], rb[0])
+        np.testing.assert_allclose(la, lb, rtol=0, atol=1e-3)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_contexts_share_the_weights(tiny: TinyModel) -> None:
+    """A second context, of another mode, on the same device weights; states go from one to the other."""
+    with (
+        tiny.open(n_gpu_layers=2) as m,
+        m.new_context(delta_mode="off") as other,
+        tiny.open() as cpu,
+    ):
+        assert m.model.n_gpu_layers == other.model.n_gpu_layers == m.n_gpu_layers == 2
+        assert m.model.gpu == "emulated"
+        m.eval(TOKENS[:50])
+        off = other.eval(TOKENS[:50])
+        with tiny.open(delta_mode="off") as expected:
+            assert nmse(off, expected.eval(TOKENS[:50])) <= MAX_NMSE
+        cpu.load_state(m.save_state())
+        assert nmse(cpu.eval(TOKENS[50:60]), m.eval(TOKENS[50:60])) <= MAX_NMSE_TILES
+        m.load_state(cpu.save_state())
+        assert m.n_tokens == 60
+
+
+@pytest.mark.usefixtures("gpu")
+def test_long_context(tiny: TinyModel) -> None:
+    """Beyond a step of 256 positions, token by token: programs are built anew, and only then."""
+    tokens = random_tokens(300, seed=9)
+    with tiny.open(n_gpu_layers="all", n_ctx=512) as m, tiny.open(n_ctx=512) as cpu:
+        expected = cpu.eval(tokens)
+        m.eval(tokens[:250])
+        before = m.session.counts["graphs"]
+        rows = [m.eval([t])[0] for t in tokens[250:]]
+        assert nmse(np.array(rows), expected[250:]) <= MAX_NMSE_TILES
+        assert (
+            m.session.counts["graphs"] - before == 3
+        )  # ours up to 256, ours beyond it, the embedding's
+
+
+def test_auto_fits(tiny: TinyModel) -> None:
+    """More free memory, more layers, down to none and up to all; what is taken is below what was free."""
+    found = []
+    try:
+        for mib in (1, 320, 322, 323, 324, 330, 400, 1024):
+            _native.emulate_gpu(mib << 20)
+            with tiny.open(n_gpu_layers="auto", n_ctx=256, n_batch=64) as m:
+                found.append(m.n_gpu_layers)
+                assert m.model.gpu_bytes < mib << 20
+    finally:
+        _native.emulate_gpu(0)
+    assert found == sorted(found)
+    assert found[0] == 0
+    assert found[-1] == 4
+
+
+def test_no_room(tiny: TinyModel) -> None:
+    """A context that the GPU does not hold is refused with its bytes; n_ctx auto takes what fits."""
+    try:
+        _native.emulate_gpu(GIB)
+        with tiny.open(n_gpu_layers="all") as m:
+            _native.emulate_gpu(1 << 16)
+            with pytest.raises(InsufficientMemory, match=r"GPU's memory, but 65536 bytes are free"):
+                m.new_context(n_ctx=4096)
+            _native.emulate_gpu((128 << 20) + (8 << 20))
+            with m.new_context(n_ctx="auto", n_batch=32) as short:
+                n = int(short.n_ctx)
+            _native.emulate_gpu((128 << 20) + (16 << 20))
+            with m.new_context(n_ctx="auto", n_batch=32) as longer:
+                assert int(longer.n_ctx) >= n > 0
+    finally:
+        _native.emulate_gpu(0)
+
+
+@pytest.mark.skipif(_native.find_gpus()["has_kernels"], reason="this build has CUDA kernels")
+@pytest.mark.parametrize("n", [1, -1, "all", "auto"])
+def test_no_gpu(tiny: TinyModel, n: Any) -> None:
+    """Asked for without one, even by "auto": an error that says what to install, and nothing falls back."""
+    with pytest.raises(DeviceError, match=r"CMAKE_ARGS=-DGGML_CUDA=on.*n_gpu_layers=0"):
+        Sardine(tiny.gguf, n_gpu_layers=n)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_cancelled(tiny: TinyModel) -> None:
+    """A stop between graphs leaves the context as it was."""
+    with tiny.open(n_gpu_layers="all") as m:
+        m.eval(TOKENS[:10])
+        before = m.session.n_cancels
+        m.cancel()
+        with pytest.raises(Exception, match="cancelled"):
+            m.session.decode(TOKENS[10:20], since=before)
+        assert m.n_tokens == 10
+        m.eval(TOKENS[10:20])
+
+
+def test_without_flash_attention(tiny: TinyModel) -> None:
+    """ggml-cuda has it for some sizes of heads; products and a softmax do the others."""
+    expected, _ = logits(tiny, "sparse")
+    try:
+        _native.emulate_gpu(GIB, flash=False)
+        for n_batch in (1, 150):
+            found, _ = logits(tiny, "sparse", n_gpu_layers="all", n_batch=n_batch)
+            assert nmse(found, expected) <= MAX_NMSE_TILES
+        with Sardine(tiny.gguf, n_gpu_layers="all") as m:
+            assert nmse(m.eval(TOKENS), expected) <= 1e-5  # f16 keys and values
+    finally:
+        _native.emulate_gpu(0)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_keys_and_values_q8_0(wide: TinyModel) -> None:
+    """Quantized on the GPU, close to the CPU's."""
+    tokens = random_tokens(100)
+    with wide.open(kv_type="q8_0", n_gpu_layers="all") as m, wide.open(kv_type="q8_0") as cpu:
+        assert nmse(m.eval(tokens), cpu.eval(tokens)) <= 1e-4

@@ -1,0 +1,75 @@
+"""The parts of tools/ that can be checked without a GPU or a network."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tarfile
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        ("vendor/llama.cpp/ggml/src/ggml-cuda/mmq.cu", True),
+        ("vendor/llama.cpp/ggml/src/ggml-cuda/template-instances/mmq-instance-q4_k.cu", True),
+        ("vendor/llama.cpp/common/arg.cpp", True),
+        ("vendor/llama.cpp/ggml/src/ggml-vulkan/ggml-vulkan.cpp", False),
+        ("vendor/llama.cpp/models/ggml-vocab-bert.gguf", False),
+        ("vendor/llama.cpp/.github/workflows/build.yml", False),
+        ("llama_cpp/llama.py", True),
+        ("docs/index.md", False),
+    ],
+)
+def test_what_is_packed(path: str, wanted: bool, tmp_path: Path) -> None:
+    """Only what a build with CUDA reads, without the archive's first folder."""
+    (tmp_path / "file").write_text("x")
+    sdist = tmp_path / "s.tar.gz"
+    with tarfile.open(sdist, "w:gz") as archive:
+        archive.add(tmp_path / "file", f"llama_cpp_python-0.3.36/{path}")
+    pack = tool("pack_gpu_sources")
+    assert pack.wanted(PurePosixPath(path)) is wanted
+    pack.cut(sdist, tmp_path / "out")
+    assert (tmp_path / "out" / path).exists() is wanted
+
+
+def test_rows_of_speed() -> None:
+    """As benchmarks/against_llama.py prints them."""
+    text = (
+        "llama.cpp, repack 0: loaded in 0.32 s\n"
+        "    tg64 llama fa=1,ub=512,repack=0    100.500 t/s  1.000  [100.1 100.9]\n"
+        "    tg64 sparse                         95.000 t/s  0.945  [95.0]\n"
+    )
+    assert tool("check_gpu").speeds(text) == {
+        "tg64 llama fa=1,ub=512,repack=0": 100.5,
+        "tg64 sparse": 95.0,
+    }
+
+
+def test_a_step_that_fails_or_has_no_time_is_told(tmp_path: Path) -> None:
+    check = tool("check_gpu")
+    r = check.Run(tmp_path, budget=60, dry=False)
+    assert r.step("fine", ["echo", "done"], 1) == "done\n"
+    assert r.step("broken", ["sh", "-c", "echo no; exit 3"], 1) is None
+    assert r.step("late", ["echo"], 61) is None
+    assert r.results["fine"]["code"] == 0
+    assert r.results["broken"] == {**r.results["broken"], "code": 3, "tail": ["no"]}
+    assert r.results["late"].startswith("left out")
+    r.save()
+    assert "=== broken: code 3" in (tmp_path / "check_gpu.log").read_text()
+    assert (tmp_path / "check_gpu.json").exists()
