@@ -21,7 +21,8 @@ class ContextOptions:
     """What a context is made with.
 
     Attributes:
-        n_ctx: tokens; None is the model's own, at most 8192; "auto" the longest whose memory is free.
+        n_ctx: tokens; None is the model's own, at most 8192; 0 all of the model's own; "auto" the longest
+            whose memory is free.
         n_batch: tokens evaluated at a time.
         n_threads: None is every processor that this process may use.
         kv_type: type of cached keys and values.
@@ -42,16 +43,19 @@ class ContextOptions:
             raise ValueError(
                 f"n_ctx is {self.n_ctx!r}, expected a number of tokens, 'auto' or None"
             )
-        for name in ("n_ctx", "n_threads"):
+        for name, least in (("n_ctx", 0), ("n_threads", 1)):
             value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1, or None for the default")
+            if isinstance(value, int) and value < least:
+                raise ValueError(
+                    f"{name} is {value}, expected at least {least}, or None for the default"
+                )
 
     def on(self, model: _native.Model) -> ContextOptions:
-        """The same with the model's own delta_mode in the place of None."""
+        """The same with the model's own delta_mode in the place of None, and its n_ctx in that of 0."""
         experts = model.experts
         own = experts["delta_mode"] if experts["expert_count"] else "off"
-        return self if self.delta_mode else replace(self, delta_mode=own)
+        n_ctx = int(model.hparams["n_ctx_train"]) if self.n_ctx == 0 else self.n_ctx
+        return replace(self, delta_mode=self.delta_mode or own, n_ctx=n_ctx)
 
     def open(self, model: _native.Model) -> _native.Session:
         """The native context.
@@ -60,13 +64,14 @@ class ContextOptions:
             InsufficientMemory: it does not fit the free memory; nothing was allocated.
             ValueError: an option is out of range.
         """
+        mine = self.on(model)
         return _native.Session(
             model,
-            n_ctx=_AUTO if self.n_ctx == "auto" else self.n_ctx or 0,
+            n_ctx=_AUTO if mine.n_ctx == "auto" else mine.n_ctx or 0,
             n_batch=self.n_batch,
             n_threads=self.n_threads or 0,
             kv_type=self.kv_type,
-            delta_mode=self.on(model).delta_mode or "off",
+            delta_mode=mine.delta_mode or "off",
         )
 
 

@@ -89,9 +89,11 @@ class SamplingOptions:
         for key, name in _FILE_KEYS.items():
             field = f"general.sampling.{key}"
             value = file.get(field)
-            if not isinstance(value, int | float) or isinstance(value, bool):
+            if value is None:
                 continue
             try:
+                if not isinstance(value, int | float) or isinstance(value, bool):
+                    raise ValueError("expected a number")
                 if not math.isfinite(value) or abs(value) >= 2**31:
                     raise ValueError("which no sampler takes")
                 found[name] = int(value) if name in _INTEGERS else float(value)

@@ -151,7 +151,6 @@ def test_context_overflow(tiny: TinyModel) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n_ctx", 0),
         ("n_ctx", -1),
         ("n_ctx", 2**31),
         ("n_ctx", 2**40),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_mutate import Gguf
 from models import TinyModel, random_tokens
 from numpy.typing import NDArray
 from sardine_gguf import BusyError, Cancelled, Sardine
@@ -63,9 +64,19 @@ def test_options_are_inherited(wide: TinyModel) -> None:
         assert (a.n_ctx, a.delta_mode, a.kv_type) == (64, "gain", "f32")
         b.eval([1, 2, 3])
         assert (a.n_tokens, b.n_tokens, c.n_tokens) == (0, 3, 0)
-        for bad in ({"n_ctx": 0}, {"n_threads": -1}, {"n_ctx": "most"}, {"kv_type": "q4_0"}):
+        for bad in ({"n_ctx": -3}, {"n_threads": -1}, {"n_ctx": "most"}, {"kv_type": "q4_0"}):
             with pytest.raises(ValueError, match=next(iter(bad))):
                 a.new_context(**bad)  # type: ignore[arg-type]
+
+
+def test_n_ctx_0_is_all_of_the_model(wide: TinyModel, tmp_path: Path) -> None:
+    """As in llama.cpp; None stops at 8192."""
+    g = Gguf.parse(wide.gguf.read_bytes())
+    g.set("mistral3.context_length", "u32", 9000)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(g.build())
+    with Sardine(path, n_ctx=0) as m, m.new_context(n_ctx=0) as other, Sardine(path) as usual:
+        assert (m.n_ctx, other.n_ctx, usual.n_ctx) == (9000, 9000, 8192)
 
 
 def test_any_may_be_closed_first(wide: TinyModel) -> None:

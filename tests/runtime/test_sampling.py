@@ -453,10 +453,11 @@ def test_defaults_of_the_file(
     with Sardine(path) as m:
         assert getattr(m.sampling, name) == value
         assert m.sampling == SamplingOptions(**{name: value})  # type: ignore[arg-type]
-    bad = with_key(small.gguf, tmp_path / "bad.gguf", field, "f32", 1e30)
-    with pytest.raises(FormatError, match=r"expected|no sampler") as caught:
-        Sardine(bad)
-    assert caught.value.field == field
+    for other, wrong in (("f32", 1e30), ("str", "7"), ("bool", True)):
+        bad = with_key(small.gguf, tmp_path / "bad.gguf", field, other, wrong)
+        with pytest.raises(FormatError, match=r"expected|no sampler") as caught:
+            Sardine(bad)
+        assert caught.value.field == field
 
 
 def test_options_reach_the_sampler(tiny: TinyModel) -> None:
