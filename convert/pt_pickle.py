@@ -14,7 +14,7 @@ from sardine_gguf.errors import FormatError
 
 from .arrays import DTYPES
 from .pt_opcodes import operations
-from .pt_tensor import make_storage, rebuild
+from .pt_tensor import MAX_DIMENSIONS, make_storage, rebuild
 from .pt_zip import PtZip
 
 MAX_PICKLE_BYTES = 16 << 20
@@ -160,7 +160,7 @@ class _Machine:
         elif function.name == "_rebuild_parameter" and len(arguments) == 3:
             self.stack.append(arguments[0])
         elif function.name == "Size" and len(arguments) == 1:
-            self.stack.append(tuple(arguments[0]))
+            self.stack.append(_size(arguments[0]))
         else:
             raise ValueError(
                 f"a call of {function.module}.{function.name} with {len(arguments)} arguments"
@@ -175,6 +175,15 @@ class _Machine:
         if not self.stack or self.stack[-1] is _MARK:
             raise ValueError("nothing to remember")
         self.memo[index] = self.stack[-1]
+
+
+def _size(value: Any) -> tuple[int, ...]:
+    """A torch.Size. Of anything longer, a file could ask for copies without end."""
+    if not isinstance(value, (tuple, list)) or len(value) > MAX_DIMENSIONS:
+        raise ValueError(f"a torch.Size of a {type(value).__name__}, expected a few integers")
+    if any(type(n) is not int for n in value):
+        raise ValueError("a torch.Size that holds other things than integers")
+    return tuple(value)
 
 
 _Step = Callable[[_Machine, Any], None]
