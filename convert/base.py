@@ -38,9 +38,16 @@ class Base:
 
 
 def check_packable(metadata: Metadata, file: Path) -> None:
-    """Raises FormatError for a value that its GGUF type cannot hold."""
+    """Raises FormatError for a value that its GGUF type cannot hold.
+
+    For metadata made from JSON and the like. There a lone surrogate is no byte that a GGUF file held
+    (pack_metadata), but a text that is not Unicode.
+    """
     for key, entry in metadata.items():
         try:
+            for text in (key, *(entry[1] if isinstance(entry[1], list) else [entry[1]])):
+                if isinstance(text, str):
+                    text.encode("utf-8")
             pack_metadata({key: entry})
         except (ValueError, OverflowError, struct.error) as error:
             raise FormatError(

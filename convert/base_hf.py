@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,12 @@ def read_folder(folder: Path, quant: Quantization, n_threads: int) -> Base:
     config = read_params(folder, warnings) if native else read_config(folder)
     tensors, skipped = text_tensors(config, open_folder(folder, config.naming.stem), folder)
     n_parameters = sum(math.prod(t.stored.shape) for t in tensors)
-    metadata = general_metadata(folder, config.arch, quant.out_type, n_parameters)
+    metadata = {
+        key: _readable(entry)
+        for key, entry in general_metadata(
+            folder, config.arch, quant.out_type, n_parameters
+        ).items()
+    }
     metadata.update(config.metadata())
     metadata.update(tokenizer_metadata(folder, config.arch, config.vocab, native, warnings))
     if quant.imatrix is not None:
@@ -125,6 +131,12 @@ def _parts(
         )
         for tensor, chosen in zip(tensors, types, strict=True)
     ]
+
+
+def _readable(entry: tuple[str, Any]) -> tuple[str, Any]:
+    """A text for people, which may be a folder's name in another encoding, as Unicode."""
+    kind, value = entry
+    return (kind, value.encode("utf-8", "replace").decode() if kind == "str" else value)
 
 
 def _left_alone(stored: StoredTensor) -> schema.GgmlType:

@@ -13,7 +13,7 @@ from sardine_gguf.errors import FormatError
 
 from . import pt_pickle, srde_safetensors
 from .file_tensor import FileTensor
-from .files import read_json_if_there
+from .files import MAX_CONFIG_BYTES, read_json_if_there
 from .pt_zip import PtZip
 from .schema import MATRICES, MAX_EXPERTS
 from .srde_layer import ATOMS, INDICES, LOGITS, MIX, ROUTER, SrdeLayer
@@ -132,7 +132,7 @@ def read_checkpoint(path: Path, n_layers: int) -> Checkpoint:
                 f"{layers[0].mix.shape[1]}; they must be the same in each layer",
             )
     extra = sorted(str(k)[:60] for k in top if k not in ("srde_layers", "config"))
-    hub = read_json_if_there(folder / "config.json") if folder else None
+    hub = read_json_if_there(folder / "config.json", MAX_CONFIG_BYTES) if folder else None
     return Checkpoint(
         file,
         layers,

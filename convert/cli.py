@@ -18,7 +18,7 @@ from .conversion import OptionError, convert, write_base
 from .options import QuantOptions
 from .outfile import outfile
 from .progress import bar, lines
-from .report import ConversionReport
+from .report import ConversionReport, one_line
 from .writer import Progress
 
 EXIT_USAGE, EXIT_FORMAT, EXIT_IO, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 3, 4, 130, 143
@@ -88,19 +88,14 @@ def _run(args: argparse.Namespace) -> None:
     finally:
         close()
     for warning in report.warnings:
-        print(f"warning: {_line(warning)}", file=sys.stderr)
+        print(f"warning: {one_line(warning)}", file=sys.stderr)
     if args.quiet:
         return
     for note in report.notes:
-        print(f"note: {_line(note)}", file=sys.stderr)
+        print(f"note: {one_line(note)}", file=sys.stderr)
     if args.dry_run or args.verbose:
         print(report.plan())
     print(report.summary())
-
-
-def _line(text: str) -> str:
-    """Text as one line without control characters, whatever a file put into it."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = str(error) or type(error).__name__
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
             text = f"{os.fsdecode(error.filename)}: {error.strerror}"
-        print(f"convert-sardine: error: {_line(text)}", file=sys.stderr)
+        print(f"convert-sardine: error: {one_line(text)}", file=sys.stderr)
         if isinstance(error, FormatError):
             return EXIT_FORMAT
         return EXIT_USAGE if isinstance(error, OptionError) else EXIT_IO

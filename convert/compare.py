@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from .checkpoint import Checkpoint
 
 DEFAULT_TOP_K = 2
 _SAMPLES = 64
+_SHOWN = 6  # numbers of layers in a message
 
 
 def choose_top_k(checkpoint: Checkpoint, warnings: list[str]) -> int:
@@ -23,7 +25,7 @@ def choose_top_k(checkpoint: Checkpoint, warnings: list[str]) -> int:
     """
     n_experts = checkpoint.n_experts
     inner, hub = checkpoint.config or {}, checkpoint.hub_config or {}
-    if "top_k" in inner and "top_k" in hub and inner["top_k"] != hub["top_k"]:
+    if "top_k" in inner and "top_k" in hub and not _equal(inner["top_k"], hub["top_k"]):
         warnings.append(
             f"{checkpoint.path}: top_k is {_show(inner['top_k'])} in the checkpoint "
             f"and {_show(hub['top_k'])} in config.json; the checkpoint's is used"
@@ -65,13 +67,15 @@ def compare_configs(checkpoint: Checkpoint, base: Base, warnings: list[str]) -> 
         if config is None:
             continue
         for key, fact in facts.items():
-            if config.get(key) is not None and config[key] != fact:
+            if config.get(key) is not None and not _equal(config[key], fact):
                 warnings.append(f"{where}: {key} is {_show(config[key])}, the tensors say {fact}")
         listed = config.get("srde_layers")
-        if isinstance(listed, (list, tuple)) and list(listed) != layers:
+        if isinstance(listed, (list, tuple)) and not (
+            len(listed) == len(layers) and all(map(_equal, listed, layers))
+        ):
             warnings.append(
                 f"{where}: srde_layers lists {len(listed)} layers, the tensors are "
-                f"those of {len(layers)} ({_show(listed)} against {_show(layers)})"
+                f"those of {len(layers)} ({_first(listed)} against {_first(layers)})"
             )
         elif type(listed) is int and listed != len(layers):
             warnings.append(
@@ -81,10 +85,11 @@ def compare_configs(checkpoint: Checkpoint, base: Base, warnings: list[str]) -> 
         if isinstance(wanted, (int, float)) and not isinstance(wanted, bool):
             n = sum(layer.n for layer in checkpoint.layers)
             found = n / (total * len(layers))
-            # One position of rounding in each layer is no disagreement.
-            if abs(found - wanted) > max(1.0 / total, 1e-3 * abs(wanted)):
+            # One position of rounding in each layer is no disagreement. An integer may be beyond
+            # every float, and NaN agrees with nothing.
+            if not 0 <= wanted <= 1 or abs(found - wanted) > max(1.0 / total, 1e-3 * wanted):
                 warnings.append(
-                    f"{where}: target_sparsity is {wanted:g}, the tensors hold "
+                    f"{where}: target_sparsity is {_show(wanted)}, the tensors hold "
                     f"{found:.6g} of the parameters"
                 )
 
@@ -110,10 +115,23 @@ def compare_base_ffn(checkpoint: Checkpoint, base: Base, warnings: list[str]) ->
                 return
 
 
+def _equal(value: Any, fact: Any) -> bool:
+    """value == fact for scalars. What a file says may be a list that holds itself."""
+    return isinstance(value, (bool, int, float, str)) and bool(value == fact)
+
+
+def _first(layers: Sequence[Any]) -> str:
+    """The first of some layers' numbers."""
+    more = ", ..." if len(layers) > _SHOWN else ""
+    return f"[{', '.join(map(_show, layers[:_SHOWN]))}{more}]"
+
+
 def _show(value: Any) -> str:
+    """A scalar of a config; of a list only its length, because it may hold itself."""
     if isinstance(value, (list, tuple)):
-        body = ", ".join(_show(v) for v in value[:6])
-        return f"[{body}{', ...' if len(value) > 6 else ''}]"
+        return f"a list of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > 128:
+        return "an integer beyond 128 bits"
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)[:40]
     return f"a {type(value).__name__}"

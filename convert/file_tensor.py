@@ -13,17 +13,24 @@ from numpy.typing import NDArray
 from .arrays import DType, F32Array, to_float32, to_float64
 
 _LOOKED_AT = 1 << 18  # values at a time, which stay in the cache
+LARGEST = 65504.0  # F16's: far beyond any weight
 
 
 @dataclass(frozen=True)
 class Extremes:
-    """What is among some numbers, read as float32."""
+    """What is among some numbers, read as float32. large: a finite magnitude beyond LARGEST."""
 
     nan: bool = False
     inf: bool = False
+    large: bool = False
+
+    @property
+    def finite(self) -> bool:
+        """True if all are numbers."""
+        return not (self.nan or self.inf)
 
     def __or__(self, other: Extremes) -> Extremes:
-        return Extremes(self.nan or other.nan, self.inf or other.inf)
+        return Extremes(self.nan or other.nan, self.inf or other.inf, self.large or other.large)
 
 
 def extremes(raw: NDArray[Any], dtype: DType) -> Extremes:
@@ -31,8 +38,12 @@ def extremes(raw: NDArray[Any], dtype: DType) -> Extremes:
     found = Extremes()
     for i in range(0, raw.size, _LOOKED_AT):
         values = to_float32(raw[i : i + _LOOKED_AT], dtype)
-        if not np.isfinite(values).all():
-            found |= Extremes(bool(np.isnan(values).any()), bool(np.isinf(values).any()))
+        # The negation also catches NaN, which compares false.
+        if not (values.max() <= LARGEST and values.min() >= -LARGEST):
+            size = np.abs(values)
+            infinite = np.isinf(size)
+            large = bool(((size > LARGEST) & ~infinite).any())
+            found |= Extremes(bool(np.isnan(size).any()), bool(infinite.any()), large)
     return found
 
 

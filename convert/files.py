@@ -9,10 +9,11 @@ from typing import Any
 
 from sardine_gguf.errors import FormatError
 
-MAX_JSON_BYTES = 64 << 20
+MAX_JSON_BYTES = 64 << 20  # tokenizers; published ones have 17 MB
+MAX_CONFIG_BYTES = 4 << 20  # published ones have some thousand bytes
 # What the values of a text may take in memory: so much, and so much more for each of its bytes. The
 # published tokenizers take half of it; "[],[],..." would take 30 times its length.
-_VALUES_BYTES, _VALUES_FACTOR = 64 << 20, 6
+_VALUES_BYTES, _VALUES_FACTOR = 48 << 20, 6
 
 
 def regular_size(path: Path) -> int:
@@ -92,6 +93,6 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     return value
 
 
-def read_json_if_there(path: Path) -> dict[str, Any] | None:
+def read_json_if_there(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any] | None:
     """read_json, or None where there is no such file."""
-    return read_json(path) if path.exists() else None
+    return read_json(path, limit) if path.exists() else None

@@ -47,11 +47,14 @@ def open_parts(path: Path) -> tuple[Metadata, list[tuple[Path, Any]]]:
         if not part.exists():
             raise _bad(part, "file", f"is missing: {path.name} is one of {count} parts")
     parts: list[tuple[Path, Any]] = []
+    common: Metadata = {}
     for i, part in enumerate(paths):
         parts.append((part, header if part == path else _open(part)))
-        _check_part(part, dict(parts[-1][1].kv), i, count, parts[0])
-    _check_tensors(parts)
-    return _without_split(dict(parts[0][1].kv)), parts
+        own: Metadata = kv if part == path else dict(parts[-1][1].kv)
+        common = common if i else own
+        _check_part(part, own, i, count, common, paths[0].name)
+    _check_tensors(parts, common)
+    return _without_split(common), parts
 
 
 def _open(path: Path) -> Any:
@@ -63,35 +66,34 @@ def _without_split(kv: Metadata) -> Metadata:
     return {key: value for key, value in kv.items() if key not in (NO, COUNT, TENSORS)}
 
 
-def _check_part(part: Path, kv: Metadata, i: int, count: int, first: tuple[Path, Any]) -> None:
+def _check_part(part: Path, kv: Metadata, i: int, count: int, common: Metadata, first: str) -> None:
     for key, expected in ((NO, i), (COUNT, count)):
         found = _integer(part, kv, key)
         if found != expected:
             raise _bad(part, key, f"expected {expected} by the file's name, found {found}")
     # The first part holds the metadata; the others may repeat it, no more.
-    common = dict(first[1].kv)
     for key, value in _without_split(kv).items():
         if key not in common or _text(common[key]) != _text(value):
             there = _text(common[key])[:60] if key in common else "nothing"
             raise _bad(
                 part,
                 key,
-                f"is {_text(value)[:60]}, {there} in {first[0].name}: the parts are of two models",
+                f"is {_text(value)[:60]}, {there} in {first}: the parts are of two models",
             )
     for key in (TENSORS,):
         if key in common and key in kv and common[key][1] != kv[key][1]:
             raise _bad(part, key, f"is {kv[key][1]!s:.40}, {common[key][1]!s:.40} in the first")
 
 
-def _check_tensors(parts: list[tuple[Path, Any]]) -> None:
+def _check_tensors(parts: list[tuple[Path, Any]], common: Metadata) -> None:
     holder: dict[str, Path] = {}
     for part, header in parts:
         for tensor in header.tensors:
             if tensor.name in holder:
                 raise _bad(part, tensor.name, f"is also in {holder[tensor.name].name}")
             holder[tensor.name] = part
-    first, header = parts[0]
-    wanted = _integer(first, dict(header.kv), TENSORS)
+    first = parts[0][0]
+    wanted = _integer(first, common, TENSORS)
     if len(holder) != wanted:
         raise _bad(first, TENSORS, f"is {wanted}, the parts hold {len(holder)} tensors")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sardine_gguf.errors import FormatError
 
-from .files import read_json
+from .files import MAX_CONFIG_BYTES, read_json
 from .gguf_file import Metadata
 from .hf_names import HF, Naming
 from .hf_quant import StoredQuant, hf_quantization
@@ -81,7 +81,7 @@ def read_config(folder: Path) -> HfConfig:
         OSError: config.json cannot be read.
     """
     path = folder / "config.json"
-    config = read_json(path)
+    config = read_json(path, MAX_CONFIG_BYTES)
     kind = config.get("model_type")
     wrapped = kind == "mistral3"
     text = config

@@ -7,7 +7,7 @@ from typing import Any
 
 from sardine_gguf.errors import FormatError
 
-from .files import read_json
+from .files import MAX_CONFIG_BYTES, read_json
 from .hf_config import ARCH, HfConfig, check_heads, count, epsilon
 from .hf_names import NATIVE
 from .hf_quant import native_quantization
@@ -40,7 +40,7 @@ def read_params(folder: Path, warnings: list[str]) -> HfConfig:
         OSError: params.json cannot be read.
     """
     path = folder / "params.json"
-    params = read_json(path)
+    params = read_json(path, MAX_CONFIG_BYTES)
     for key in _UNSUPPORTED:
         if params.get(key) not in (None, False):
             raise _bad(path, key, f"{str(params[key])[:60]!r} is not supported")

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import F32Array, to_float32
+from .arrays import to_float32, to_float64
 from .srde_layer import SrdeLayer
 
 Positions = NDArray[np.int64]
+Logits = NDArray[np.float32] | NDArray[np.float64]
 
 
 def read_positions(layer: SrdeLayer, hidden: int, inner: int) -> Positions:
@@ -51,9 +52,12 @@ def _largest(layer: SrdeLayer, n: int) -> Positions:
     logits = layer.mask_logits
     assert logits is not None
 
-    def chunks() -> Iterator[F32Array]:
+    # As stored: two f64 logits may be one f32. The others are f32 exactly.
+    read = to_float64 if logits.dtype.name == "f64" else to_float32
+
+    def chunks() -> Iterator[Logits]:
         for piece in logits.pieces():
-            values = to_float32(piece, logits.dtype)
+            values = read(piece, logits.dtype)
             if np.isnan(values).any():
                 raise layer.bad("mask_selector.mask_logits", "holds NaN")
             yield values
@@ -61,12 +65,13 @@ def _largest(layer: SrdeLayer, n: int) -> Positions:
     return largest(chunks(), n)
 
 
-def largest(chunks: Iterable[F32Array], n: int) -> Positions:
+def largest(chunks: Iterable[Logits], n: int) -> Positions:
     """Where the n largest of all values are, in falling order, the lower index first among equals.
 
     Holds n values and a chunk. No value may be NaN.
     """
-    index, value, start = np.empty(0, np.int64), np.empty(0, np.float32), 0
+    index, start = np.empty(0, np.int64), 0
+    value: Logits = np.empty(0, np.float32)
     for chunk in chunks:
         # Of equals the earlier ones are better, so a full set only yields to what is larger.
         better = chunk > value.min() if n and value.size == n else np.full(chunk.size, n > 0)

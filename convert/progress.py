@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from sardine_gguf.units import size_text
 
+from .report import one_line
 from .writer import Progress
 
 # Files below this size are written without lines: they take seconds.
@@ -44,7 +45,7 @@ def bar() -> tuple[Progress, Callable[[], None]]:
         if phase != current:  # another rate
             shown.reset(task, total=total, completed=done)
             current = phase
-        text = f"{phase} {what}"
+        text = one_line(f"{phase} {what}")
         shown.update(task, completed=done, total=total, description=f"{text[:40]:40}")
 
     return update, shown.stop

@@ -6,6 +6,7 @@ known; everything else is refused. There is no retry with a more permissive read
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,22 @@ from sardine_gguf.errors import FormatError
 
 from .arrays import DTYPES
 from .pt_opcodes import operations
-from .pt_tensor import make_storage, rebuild
+from .pt_tensor import MAX_DIMENSIONS, make_storage, rebuild
 from .pt_zip import PtZip
 
 MAX_PICKLE_BYTES = 16 << 20
 # A tensor takes about 40 operations, and few tensors share a member.
-OPERATIONS, OPERATIONS_PER_MEMBER = 200_000, 100
+OPERATIONS, OPERATIONS_PER_MEMBER, MAX_OPERATIONS = 200_000, 100, 1_500_000
+# What the objects may take in memory: so much, and as much more as the file is long. About what an
+# operation adds to it beside its argument; a list's or dict's items are counted as they are added.
+MEMORY = 32 << 20
+_EACH, _ITEM, _ENTRY = 10, 16, 100
+_MORE = {
+    **dict.fromkeys(("EMPTY_DICT", "EMPTY_LIST", "DICT", "LIST"), 80),
+    **dict.fromkeys(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"), 80),
+    **dict.fromkeys(("PUT", "MEMOIZE", "GLOBAL", "STACK_GLOBAL"), 100),
+    **dict.fromkeys(("BINPERSID", "REDUCE"), 300),
+}
 
 _STORAGES = {
     f"{name}Storage": DTYPES[dtype]
@@ -78,11 +89,14 @@ def load(archive: PtZip) -> Any:
     """
     data = archive.read("data.pkl", MAX_PICKLE_BYTES)
     machine = _Machine(archive)
-    limit = OPERATIONS + OPERATIONS_PER_MEMBER * len(archive.members)
+    limit = min(MAX_OPERATIONS, OPERATIONS + OPERATIONS_PER_MEMBER * len(archive.members))
     try:
         for count, (name, argument, end) in enumerate(operations(data)):
             if count >= limit:
                 raise ValueError(f"more than {limit} operations")
+            machine.spend(_EACH + _MORE.get(name, 0))
+            if name == "LITERAL":
+                machine.spend(sys.getsizeof(argument))
             if name == "STOP":
                 if end != len(data) or len(machine.stack) != 1:
                     raise ValueError("bytes or objects after its end")
@@ -102,6 +116,12 @@ class _Machine:
         self.archive = archive
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.memory = MEMORY + archive.size
+
+    def spend(self, nbytes: int) -> None:
+        self.memory -= nbytes
+        if self.memory < 0:
+            raise ValueError(f"too many objects for a file of {self.archive.size} bytes")
 
     def pop(self) -> Any:
         value = self.stack.pop()
@@ -142,6 +162,7 @@ class _Machine:
         target = self.top(dict)
         if len(items) % 2:
             raise ValueError("a key without a value")
+        self.spend(len(items) // 2 * _ENTRY)
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in (str, int):
                 raise ValueError(f"a {type(key).__name__} as a key, expected a text or integer")
@@ -160,7 +181,7 @@ class _Machine:
         elif function.name == "_rebuild_parameter" and len(arguments) == 3:
             self.stack.append(arguments[0])
         elif function.name == "Size" and len(arguments) == 1:
-            self.stack.append(tuple(arguments[0]))
+            self.stack.append(_size(arguments[0]))
         else:
             raise ValueError(
                 f"a call of {function.module}.{function.name} with {len(arguments)} arguments"
@@ -175,6 +196,15 @@ class _Machine:
         if not self.stack or self.stack[-1] is _MARK:
             raise ValueError("nothing to remember")
         self.memo[index] = self.stack[-1]
+
+
+def _size(value: Any) -> tuple[int, ...]:
+    """A torch.Size. Of anything longer, a file could ask for copies without end."""
+    if not isinstance(value, (tuple, list)) or len(value) > MAX_DIMENSIONS:
+        raise ValueError(f"a torch.Size of a {type(value).__name__}, expected a few integers")
+    if any(type(n) is not int for n in value):
+        raise ValueError("a torch.Size that holds other things than integers")
+    return tuple(value)
 
 
 _Step = Callable[[_Machine, Any], None]
@@ -200,6 +230,7 @@ def _stack_global(m: _Machine, _: Any) -> None:
 
 
 def _append(m: _Machine, items: list[Any]) -> None:
+    m.spend(len(items) * _ITEM)
     m.top(list).extend(items)
 
 

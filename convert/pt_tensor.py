@@ -14,6 +14,8 @@ from .file_tensor import Extremes, FileTensor, extremes
 from .pt_zip import PtZip
 from .reading import PIECE_BYTES, read_columns, read_elements
 
+MAX_DIMENSIONS = 8
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -155,7 +157,7 @@ def rebuild(archive: PtZip, storage: Any, offset: Any, shape: Any, stride: Any) 
         _is_counts(shape)
         and _is_counts(stride)
         and _is_counts([offset])
-        and len(shape) == len(stride) <= 8
+        and len(shape) == len(stride) <= MAX_DIMENSIONS
     ):
         raise archive.bad("data.pkl: a tensor has malformed size, stride or offset", "data.pkl")
     if 0 not in shape:

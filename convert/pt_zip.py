@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zipfile
 import zlib
@@ -16,7 +17,9 @@ from .file_tensor import Extremes
 from .files import regular_size
 from .reading import PIECE_BYTES, read_exactly
 
-MAX_MEMBERS = 100_000
+# Of the largest checkpoint, 256 experts in each of 100 layers, there are half as many. An entry takes
+# 46 bytes and its name.
+MAX_MEMBERS, MAX_DIRECTORY_BYTES = 1 << 16, 8 << 20
 _LOCAL = struct.Struct("<4s5H3L2H")
 _LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 _RESAVE = (
@@ -33,6 +36,15 @@ class Member:
     crc: int
 
 
+class _Directory(io.BufferedReader):
+    """Refuses the one long read of zipfile, of the directory, which decides how many entries it makes."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise ValueError(f"a directory of {size} bytes, expected at most {MAX_DIRECTORY_BYTES}")
+        return super().read(size)
+
+
 class PtZip:
     """The members of a checkpoint by their name inside the archive, e.g. "data.pkl", "data/0"."""
 
@@ -44,13 +56,13 @@ class PtZip:
             OSError: the file cannot be read.
         """
         self.path = path
-        self._size = regular_size(path)
+        self.size = regular_size(path)
         self._checked: set[str] = set()
         # What is known of members, read as floats of a type; see pt_tensor.Storage.
         self.extremes: dict[tuple[str, str], Extremes] = {}
         self._refuse_other_kinds()
         try:
-            with zipfile.ZipFile(path) as archive:
+            with _Directory(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
                 entries = archive.infolist()
         except OSError:
             raise
@@ -169,7 +181,7 @@ class PtZip:
                 members[short] = Member(start, entry.file_size, entry.CRC)
         end = 0
         for begin, stop, name in sorted(spans):
-            if begin < end or stop > self._size:
+            if begin < end or stop > self.size:
                 raise self.bad(
                     f"the member {name!r} overlaps another or ends outside of the file", name
                 )
@@ -178,7 +190,7 @@ class PtZip:
 
     def _data_start(self, file: BinaryIO, entry: zipfile.ZipInfo) -> int:
         raw = b""
-        if 0 <= entry.header_offset < self._size:
+        if 0 <= entry.header_offset < self.size:
             file.seek(entry.header_offset)
             raw = file.read(_LOCAL.size)
         if len(raw) == _LOCAL.size:

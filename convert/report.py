@@ -17,6 +17,11 @@ _COMPENSATED = {
 }
 
 
+def one_line(text: str) -> str:
+    """Text as one line without control characters, whatever a file put into it."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 @dataclass
 class ConversionReport:
     """The result of convert().
@@ -103,12 +108,13 @@ class ConversionReport:
         ]
 
     def plan(self) -> str:
-        """One line for each tensor."""
-        width = max(len(t.name) for t in self.tensors)
+        """One line for each tensor; a GGUF base's names may hold any characters."""
+        names = [one_line(t.name) for t in self.tensors]
+        width = max(map(len, names))
         return "\n".join(
-            f"{t.name:{width}}  {self.type_names.get(t.type, str(t.type)):5}  "
+            f"{name:{width}}  {self.type_names.get(t.type, str(t.type)):5}  "
             f"{'[' + ', '.join(map(str, t.ne)) + ']':>18}  {size_text(t.nbytes):>10}"
-            for t in self.tensors
+            for name, t in zip(names, self.tensors, strict=True)
         )
 
 

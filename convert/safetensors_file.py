@@ -133,7 +133,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         header = parse_json(file.read(length), "safetensors header", str(path))
     if not isinstance(header, dict):
         raise bad("safetensors header: expected an object")
-    header.pop("__metadata__", None)
+    notes = header.pop("__metadata__", None)
+    if notes is not None and not (
+        isinstance(notes, dict) and all(isinstance(text, str) for text in notes.values())
+    ):
+        raise bad("safetensors header: __metadata__: expected an object of texts", "__metadata__")
     if len(header) > MAX_TENSORS:
         raise bad(f"{len(header)} tensors, expected at most {MAX_TENSORS}")
     spans: list[tuple[int, int, str]] = []

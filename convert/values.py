@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import DTYPES, F32Array, to_float64
-from .file_tensor import Extremes, FileTensor, extremes
+from .file_tensor import LARGEST, Extremes, FileTensor, extremes
 from .srde_layer import ATOMS, MIX, ROUTER, SrdeLayer
 
 CHUNK = 1 << 14  # positions at a time, so that the partial sums stay in the cache
@@ -86,20 +86,38 @@ def mixture(layer: SrdeLayer) -> NDArray[np.float64]:
 def check_values(layer: SrdeLayer) -> None:
     """Reads everything but the positions once, before anything is written: checksums and numbers.
 
-    Takes less time than computing the values, and no memory that grows with them.
+    Takes less time than computing the values, which is only done where an atom is too large, and no
+    memory that grows with them.
 
     Raises:
         FormatError: an atom, a weight of the mixture or of the router is NaN or infinite, an
-            importance is NaN, or an expert's copy of the vocabulary differs; names the tensor.
+            importance is NaN, an expert's copy of the vocabulary differs, or a value is beyond
+            LARGEST, whatever type it is stored in; names the tensor.
     """
     router_weights(layer)
     mixture(layer)
     for e, tensor in enumerate(layer.importance):
         if tensor.extremes().nan:
             raise layer.bad(f"experts.{e}.importance", "holds NaN")
-    if _look(layer, ATOMS, layer.atoms) != Extremes():
+    atoms = _look(layer, ATOMS, layer.atoms)
+    if not atoms.finite:
         raise layer.bad(ATOMS, "holds NaN or infinity")
     _look(layer, MIX, layer.mix)
+    # A value is a part of a mean of atoms, so that only large atoms can make one that is too large.
+    if atoms.large:
+        _check_magnitude(layer)
+
+
+def _check_magnitude(layer: SrdeLayer) -> None:
+    values = expert_values(layer, np.arange(layer.n), 1)
+    largest = np.maximum(values.max(axis=1), -values.min(axis=1))
+    expert = int(largest.argmax())
+    if largest[expert] > LARGEST:
+        raise layer.bad(
+            f"experts.{expert}",
+            f"has a value of magnitude {largest[expert]:g}, expected at most {LARGEST:g} (F16's "
+            "largest, and far beyond any weight): the checkpoint is damaged",
+        )
 
 
 def _look(layer: SrdeLayer, key: str, tensor: FileTensor) -> Extremes:
@@ -133,7 +151,7 @@ def _stream(tensor: FileTensor) -> Iterator[NDArray[np.float64]]:
 
 
 def _blame(layer: SrdeLayer, values: F32Array) -> None:
-    if layer.atoms.extremes() != Extremes():
+    if not layer.atoms.extremes().finite:
         raise layer.bad(ATOMS, "holds NaN or infinity")
     expert = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
     raise layer.bad(f"experts.{expert}.importance", "gives values that are NaN or infinite")

@@ -79,13 +79,31 @@ py::tuple typed_value(const GgufValue& v) {
     return py::make_tuple(type, value_of(v));
 }
 
+// Python needs several times a value's bytes for it, so that a file of metadata alone would take much more
+// memory than it is long. A vocabulary of 131072 tokens has about 0.7 million values, of 40 MB here.
+void check_values(const GgufFile& f) {
+    constexpr uint64_t kMaxValues = 1 << 22, kMaxBytes = 64 << 20;
+    constexpr uint64_t kNumberBytes = 40, kStringBytes = 72;
+    uint64_t n = 0, nbytes = 0;
+    for (const auto& [key, v] : f.values()) {
+        const bool text = v.type == GgufType::string || v.elem == GgufType::string;
+        n += v.count;
+        nbytes += v.count * (text ? kStringBytes : kNumberBytes);
+    }
+    if (n > kMaxValues || nbytes > kMaxBytes + f.bytes().size())
+        f.fail("metadata", "the metadata holds " + std::to_string(n) + " values in a file of " +
+                               std::to_string(f.bytes().size()) + " bytes, which is too many");
+}
+
 py::dict values_of(const GgufFile& f) {
+    check_values(f);
     py::dict out;
     for (const auto& [key, v] : f.values()) out[py::str(key)] = typed_value(v);
     return out;
 }
 
 py::object get(const GgufFile& f, const std::string& key, py::object fallback) {
+    check_values(f);
     const GgufValue* v = f.find(key);
     return v ? value_of(*v) : fallback;
 }

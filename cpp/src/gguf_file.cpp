@@ -18,6 +18,9 @@ namespace sardine {
 namespace {
 
 constexpr size_t kMaxNameBytes = 63;  // GGML_MAX_NAME less its terminator
+// An entry takes several times its bytes in memory. Published files have some dozen keys and some thousand
+// tensors.
+constexpr uint64_t kMaxKeys = 1 << 16, kMaxTensors = 1 << 18;
 
 size_t scalar_size(GgufType t) {
     switch (t) {
@@ -250,6 +253,10 @@ GgufFile::GgufFile(const std::string& path) : file_(path) {
     const auto n_values = in.read<uint64_t>("key count");
     in.count(n_values, 8 + 4 + 1, "key count");
     in.count(n_tensors, 8 + 1 + 4 + 8 + 4 + 8, "tensor count");
+    if (n_values > kMaxKeys || n_tensors > kMaxTensors)
+        fail("key count", "the file has " + std::to_string(n_values) + " keys and " +
+                              std::to_string(n_tensors) + " tensors, expected at most " +
+                              std::to_string(kMaxKeys) + " and " + std::to_string(kMaxTensors));
 
     values_.reserve(std::min<uint64_t>(n_values, 1024));
     for (uint64_t i = 0; i < n_values; ++i) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -62,6 +63,17 @@ def test_a_dry_run_reads_no_weights(base, srde, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_names_reach_the_terminal_without_control_characters(base, srde, tmp_path):
+    """A GGUF base's tensors may have any names."""
+    report = convert(base, srde, tmp_path / "o.gguf", dry_run=True)
+    first = report.tensors[0]
+    report.tensors[0] = dataclasses.replace(first, name="a\x1b[2J\x07\u202e\n\u0085b")
+    plan = report.plan()
+    assert len(plan.split("\n")) == len(report.tensors)
+    assert all(line.isprintable() for line in plan.split("\n"))
+    assert plan.startswith("a")
+
+
 def test_each_phase_is_reported_from_start_to_end(base, srde, tmp_path):
     seen = []
     convert(
@@ -97,10 +109,12 @@ def test_the_bar_names_the_phase(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     update, close = progress.bar()
     update("reading", 0, 100, "positions of layer 3")
+    update("writing", 5, 1000, "\x1b]0;x\x07")
     update("writing", 10, 1000, "blk.0.attn_q.weight")
     close()
     err = capsys.readouterr().err
     assert "writing blk.0.attn_q.weight" in err
+    assert "\x1b]0" not in err
     assert "reading" not in err.splitlines()[-1]
 
 

@@ -76,6 +76,19 @@ def test_positions_from_equal_logits(base, tmp_path):
     assert read_positions(layer, 64, 100).tolist() == [100, 0, 1, 2, 3]
 
 
+def test_positions_from_logits_of_64_bits(base, tmp_path):
+    """They are compared as they are: many of these are the same number in 32 bits."""
+    layers = srde_layers(base, layers=[0], mask_logits=True, dtype=torch.float64)
+    total = 3 * 64 * 100
+    steps = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    logits = 1.0 + steps.double() * 2.0**-40
+    assert logits.float().unique().numel() == 1
+    layers["0"]["mask_selector.mask_logits"] = logits
+    (layer,) = saved(tmp_path, layers)
+    expected = torch.argsort(logits, descending=True)[: layer.n]
+    np.testing.assert_array_equal(read_positions(layer, 64, 100), expected.numpy())
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 def test_positions_of_other_integers(base, tmp_path, dtype):
     layers = srde_layers(base, layers=[0])
