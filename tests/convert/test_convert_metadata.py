@@ -202,7 +202,7 @@ def edit(folder, name, change):
 )
 def test_splitting_rule(tmp_path, regex, byte_level, ignore, pre, warned):
     from sardine_gguf.convert.tekken import PATTERN
-    from sardine_gguf.convert.tokenizer import _LLAMA3
+    from sardine_gguf.convert.tokenizer_rules import _LLAMA3
 
     folder = tiny_base(tmp_path / "m", layers=1)
     pattern = {"llama": _LLAMA3, "tekken": PATTERN}.get(regex, regex)
@@ -210,7 +210,9 @@ def test_splitting_rule(tmp_path, regex, byte_level, ignore, pre, warned):
     def change(data):
         steps = [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": byte_level}]
         if pattern:
-            steps.insert(0, {"type": "Split", "pattern": {"Regex": pattern}})
+            steps.insert(
+                0, {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+            )
         data["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
         data["model"]["ignore_merges"] = ignore
 
