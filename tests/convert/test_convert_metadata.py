@@ -281,3 +281,28 @@ def test_extended_file_has_the_base_keys(base, srde, tmp_path):
         read_sardine.keys(tmp_path / "o.gguf"),
     )
     assert {k: v for k, v in after.items() if not k.startswith("sardine.")} == before
+
+
+BOTH = {
+    "differ in the kind": ({"type": "linear", "factor": 8.0}, False),
+    "differ in a number": ({**YARN, "factor": 8.0}, False),
+    "differ in the base": ({**YARN, "rope_theta": 5.0}, False),
+    "alike": (dict(YARN), True),
+    "alike, in the older spelling": (
+        {k: v for k, v in YARN.items() if k not in ("rope_type", "rope_theta")} | {"type": "yarn"},
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_two_sets_of_rope_parameters(name):
+    """transformers takes rope_scaling, and another reader need not."""
+    older, same = BOTH[name]
+    config = {"rope_parameters": dict(YARN), "rope_scaling": older}
+    if same:
+        alone = rope_metadata("mistral3", {"rope_parameters": dict(YARN)}, 32, 256, "c")
+        assert rope_metadata("mistral3", config, 32, 256, "c") == alone
+        return
+    with pytest.raises(FormatError, match="rope_scaling"):
+        rope_metadata("mistral3", config, 32, 256, "c")
