@@ -69,7 +69,7 @@ def read_folder(folder: Path, quant: Quantization, n_threads: int) -> Base:
     config = read_params(folder, warnings) if native else read_config(folder)
     tensors, skipped = text_tensors(config, open_folder(folder, config.naming.stem), folder)
     n_parameters = sum(math.prod(t.stored.shape) for t in tensors)
-    metadata = general_metadata(folder, config.arch, quant.out_type, n_parameters)
+    metadata = general_metadata(folder, config.arch, quant.out_type, n_parameters, warnings)
     metadata.update(config.metadata())
     metadata.update(tokenizer_metadata(folder, config.arch, config.vocab, native, warnings))
     if quant.imatrix is not None:

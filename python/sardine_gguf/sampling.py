@@ -92,10 +92,7 @@ class SamplingOptions:
             if not isinstance(value, int | float) or isinstance(value, bool):
                 continue
             try:
-                if not math.isfinite(value) or abs(value) >= 2**31:
-                    raise ValueError("which no sampler takes")
-                found[name] = int(value) if name in _INTEGERS else float(value)
-                SamplingOptions(**{name: found[name]}).sampler(2, 64)
+                found[name] = file_value(key, value)
             except ValueError as e:
                 raise FormatError(
                     f"{file.path}: key '{field}' is {value}: {e}", file=file.path, field=field
@@ -127,6 +124,20 @@ class SamplingOptions:
         options["grammar"] = self.grammar or ""
         options["samplers"] = list(sampler_order(self.samplers))
         return Sampler(model, **options)
+
+
+def file_value(key: str, value: float) -> float:
+    """A number of a `general.sampling.*` key (its last part is given) as the option's value.
+
+    Raises:
+        ValueError: it is out of the option's range.
+    """
+    name = _FILE_KEYS[key]
+    if not math.isfinite(value) or abs(value) >= 2**31:
+        raise ValueError("which no sampler takes")
+    number = int(value) if name in _INTEGERS else float(value)
+    SamplingOptions(**{name: number}).sampler(2, 64)
+    return number
 
 
 def _order_of(file: GgufFile) -> tuple[str, ...]:

@@ -306,3 +306,32 @@ def test_two_sets_of_rope_parameters(name):
         return
     with pytest.raises(FormatError, match="rope_scaling"):
         rope_metadata("mistral3", config, 32, 256, "c")
+
+
+SAMPLING = {
+    '{"temperature": -1}': "temp",
+    '{"temperature": true}': "temp",
+    '{"top_p": 7}': "top_p",
+    '{"min_p": -0.5}': "min_p",
+    '{"top_k": 10000000000}': "top_k",
+    '{"repetition_penalty": 0}': "penalty_repeat",
+}
+
+
+@pytest.mark.parametrize("text", SAMPLING)
+def test_sampling_defaults_that_no_sampler_takes(tmp_path, text):
+    from sardine_gguf import Sardine
+
+    folder = tiny_base(tmp_path / "m", layers=1)
+    good = {"top_k": 11} if "top_k" not in text else {"top_p": 0.5}
+    (folder / "generation_config.json").write_text(json.dumps({**json.loads(text), **good}))
+    report = write_base(folder, tmp_path / "o.gguf", "f16")
+    warned = [w for w in report.warnings if "generation_config.json" in w]
+    assert len(warned) == 1
+    assert f": {SAMPLING[text]} is " in warned[0]
+    kv = read_sardine.keys(tmp_path / "o.gguf")
+    assert f"general.sampling.{SAMPLING[text]}" not in kv
+    assert [k for k in kv if k.startswith("general.sampling.")] == [
+        f"general.sampling.{next(iter(good))}"
+    ]
+    Sardine(tmp_path / "o.gguf").close()
