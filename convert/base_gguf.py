@@ -10,7 +10,7 @@ from typing import Any
 
 from sardine_gguf.errors import FormatError
 
-from . import schema
+from . import native, schema
 from .base import Base
 from .gguf_file import Metadata, TensorSpec
 from .gguf_split import open_parts
@@ -93,6 +93,25 @@ def read_gguf(path: Path) -> Base:
         inputs=[file for file, _ in files],
         out_type=None,
     )
+
+
+def check_runs(file: Path, shown: Path) -> None:
+    """Checks that the runtime takes a file: every key and tensor that it needs, and no other tensor.
+
+    Args:
+        file: one file, no part of a split one. shown: the name to tell instead of the file's.
+
+    Raises:
+        FormatError: it does not.
+        OSError: it cannot be read.
+    """
+    try:
+        native.Model(str(file))
+    except FormatError as error:
+        why = str(error).removeprefix(f"{file}: ")
+        raise FormatError(
+            f"{shown}: the runtime would refuse it: {why}", file=str(shown), field=error.field
+        ) from None
 
 
 def check_ffn(base: Base, layers: list[int], file: Path) -> None:

@@ -70,12 +70,8 @@ def read_folder(folder: Path, quant: Quantization, n_threads: int) -> Base:
     config = read_params(folder, warnings) if native else read_config(folder)
     tensors, skipped = text_tensors(config, open_folder(folder, config.naming.stem), folder)
     n_parameters = sum(math.prod(t.stored.shape) for t in tensors)
-    metadata = {
-        key: _readable(entry)
-        for key, entry in general_metadata(
-            folder, config.arch, quant.out_type, n_parameters
-        ).items()
-    }
+    general = general_metadata(folder, config.arch, quant.out_type, n_parameters, warnings)
+    metadata = {key: _readable(entry) for key, entry in general.items()}
     metadata.update(config.metadata())
     metadata.update(tokenizer_metadata(folder, config.arch, config.vocab, native, warnings))
     if quant.imatrix is not None:

@@ -15,7 +15,7 @@ from . import schema
 from .adapter import adapter_metadata
 from .atomic import check_destination
 from .base import Base
-from .base_gguf import check_ffn, read_gguf
+from .base_gguf import check_ffn, check_runs, read_gguf
 from .base_hf import read_folder
 from .checkpoint import Checkpoint, find_file, read_checkpoint
 from .choices import (
@@ -118,6 +118,7 @@ def convert(
         check_shapes(layer, model.hidden, model.inner)
     layers = [layer.index for layer in checkpoint.layers]
     check_ffn(model, layers, base_path)
+    _check_gguf(model, base_path)
     top_k = choose_top_k(checkpoint, warnings)
     names = choose_names(expert_names, checkpoint.n_experts)
     compare_configs(checkpoint, model, warnings)
@@ -149,6 +150,8 @@ def convert(
     report.warnings, report.notes, report.adapter = warnings, list(model.notes), adapter
 
     def check(written: Path) -> None:
+        if not adapter:
+            _check_joined(model, written, base_path)
         if verify:
             report.verification = verify_file(written, ordered, progress)
 
@@ -184,10 +187,12 @@ def write_base(
     check_destination(out_path, [base_path] if base_path.is_file() else [], force)
     model = _read_base(base_path, how, threads)
     check_destination(out_path, model.inputs, force)
+    _check_gguf(model, base_path)
     report = _report(out_path, model, [], model.metadata, [], 0, "", "", dry_run)
     report.warnings, report.notes = list(model.warnings), list(model.notes)
 
     def check(written: Path) -> None:
+        _check_joined(model, written, base_path)
         if verify:
             report.verification = verify_file(written, model.parts, progress)
 
@@ -198,6 +203,18 @@ def write_base(
 
 def _read_base(path: Path, how: Quantization | None, n_threads: int) -> Base:
     return read_folder(path, how, n_threads) if how else read_gguf(path)
+
+
+def _check_gguf(model: Base, path: Path) -> None:
+    """Of a folder's conversion every key and tensor is known; a GGUF base may be anything."""
+    if path.is_file() and len(model.inputs) == 1:
+        check_runs(path, path)
+
+
+def _check_joined(model: Base, written: Path, path: Path) -> None:
+    """The parts of a split base make a whole in the written file first."""
+    if path.is_file() and len(model.inputs) > 1:
+        check_runs(written, path)
 
 
 def _without_tensors(model: Base, path: Path) -> Base:

@@ -11,6 +11,7 @@ import gguf
 import yaml  # type: ignore[import-untyped]
 from gguf import GGUFValueType as ValueType
 from sardine_gguf.errors import FormatError
+from sardine_gguf.sampling import file_value
 
 from .files import read_json_if_there, regular_size
 from .gguf_file import Metadata
@@ -28,8 +29,12 @@ _TYPE_NAMES = {
 }
 
 
-def general_metadata(folder: Path, arch: str, out_type: str, n_parameters: int) -> Metadata:
+def general_metadata(
+    folder: Path, arch: str, out_type: str, n_parameters: int, warnings: list[str]
+) -> Metadata:
     """What llama.cpp's converter writes, from the model card, the configs and the folder's name.
+
+    Sampling defaults that the runtime would refuse are left out, with a warning.
 
     Raises:
         FormatError: one of those files is malformed.
@@ -47,7 +52,7 @@ def general_metadata(folder: Path, arch: str, out_type: str, n_parameters: int) 
         log.setLevel(logging.ERROR)
     try:
         _check_card(folder / "README.md")
-        out.update(_collect(folder, n_parameters))
+        out.update(_collect(folder, n_parameters, warnings))
     except (OSError, FormatError):
         raise
     except Exception as error:  # the model card is free text that gguf trusts
@@ -82,7 +87,7 @@ def _check_card(path: Path) -> None:
             raise ValueError("the model card's front matter has aliases or is nested too deeply")
 
 
-def _collect(folder: Path, n_parameters: int) -> Metadata:
+def _collect(folder: Path, n_parameters: int, warnings: list[str]) -> Metadata:
     metadata = gguf.Metadata.load(None, folder.resolve(), None, n_parameters)
     if metadata.sampling_penalty_repeat is None:
         # transformers' name, which gguf reads from release 0.20 on.
@@ -96,9 +101,29 @@ def _collect(folder: Path, n_parameters: int) -> Metadata:
     metadata.set_gguf_meta_model(writer)
     out: Metadata = {}
     for key, entry in writer.kv_data[0].items():
-        out[key] = _typed(key, entry.type, entry.value)
+        if _takes(key, entry.value, folder, warnings):
+            out[key] = _typed(key, entry.type, entry.value)
     out.pop("general.architecture", None)
     return out
+
+
+def _takes(key: str, value: Any, folder: Path, warnings: list[str]) -> bool:
+    """Whether a key may be written: of general.sampling.*, only what the runtime takes."""
+    name = key.removeprefix("general.sampling.")
+    if name == key or not isinstance(value, (int, float)):
+        return True
+    try:
+        if isinstance(value, bool):
+            raise ValueError("expected a number")
+        file_value(name, value)
+    except KeyError:  # no option of the runtime
+        return True
+    except (ValueError, OverflowError) as error:
+        warnings.append(
+            f"{folder / 'generation_config.json'}: {name} is {str(value)[:40]}: {error}; left out"
+        )
+        return False
+    return True
 
 
 def _typed(key: str, kind: ValueType, value: Any) -> tuple[str, Any]:

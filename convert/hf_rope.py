@@ -42,9 +42,23 @@ def rope_parameters(config: dict[str, Any], file: str) -> dict[str, Any]:
     """The rope parameters of a text config: `rope_parameters`, or the older `rope_scaling`.
 
     Raises:
-        FormatError: there are none, or they are not one flat set of known parameters.
+        FormatError: there are none, they are not one flat set of known parameters, or both are there
+            and differ.
     """
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    new, old = config.get("rope_parameters"), config.get("rope_scaling")
+    # transformers takes rope_scaling then, other readers rope_parameters.
+    if (
+        new
+        and old
+        and _by_kind(_with_theta(new, new, config.get("rope_theta")))
+        != _by_kind(_with_theta(old, new, config.get("rope_theta")))
+    ):
+        raise _bad(
+            file,
+            "rope_scaling",
+            "rope_parameters is there too, and they differ; leave out the one that does not hold",
+        )
+    rope = new or old or {}
     if not isinstance(rope, dict):
         raise _bad(file, "rope_parameters", f"expected an object, found {type(rope).__name__}")
     rope = dict(rope)
@@ -58,6 +72,20 @@ def rope_parameters(config: dict[str, Any], file: str) -> dict[str, Any]:
     if unknown:
         raise _bad(file, "rope_parameters", f"unsupported parameter {unknown[0]!r}")
     return rope
+
+
+def _with_theta(old: Any, new: Any, outside: Any) -> Any:
+    """The older set, which may leave rope_theta to its surroundings."""
+    theta = new.get("rope_theta") if outside is None and isinstance(new, dict) else outside
+    return {"rope_theta": theta, **old} if isinstance(old, dict) else old
+
+
+def _by_kind(rope: Any) -> Any:
+    """The parameters with one spelling of the kind, to compare."""
+    if not isinstance(rope, dict):
+        return rope
+    out = {k: v for k, v in rope.items() if k != "type" and v is not None}
+    return {**out, "rope_type": rope.get("rope_type") or rope.get("type")}
 
 
 def rope_metadata(

@@ -17,6 +17,9 @@ from .files import regular_size
 from .gguf_file import Metadata
 
 MAX_BYTES, MAX_ENTRIES, MAX_NAME_BYTES, MAX_DATASET_BYTES = 1 << 30, 1 << 20, 256, 1 << 16
+# Beyond it the quantizers' float32 sums of squares overflow: worse types first, then a crash in ggml.
+# Mean squared inputs of models are below 10^8.
+MAX_IMPORTANCE = 1e12
 _KEYS = {
     "imatrix.datasets": "arr[str]",
     "imatrix.chunk_count": "u32",
@@ -32,7 +35,7 @@ class Imatrix:
 
     Attributes:
         name: the file's name as it was given.
-        entries: float32 [n_cols] by the name of the tensor; finite and not negative.
+        entries: float32 [n_cols] by the name of the tensor, from 0 to MAX_IMPORTANCE.
         datasets: what it was computed on; may be empty. chunks: how many; 0 if unknown.
     """
 
@@ -72,7 +75,7 @@ def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
     """Reads a file of either format of llama-imatrix: GGUF, or the older binary one.
 
     Raises:
-        FormatError: the file is malformed, or holds a value that is not finite or negative.
+        FormatError: the file is malformed, or holds a value that is not from 0 to MAX_IMPORTANCE.
         OSError: it cannot be read.
     """
     name = os.fspath(path)
@@ -88,6 +91,13 @@ def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
     for tensor, values in found.entries.items():
         if not np.isfinite(values).all() or (values < 0).any():
             raise _bad(name, tensor, "holds NaN, infinity or a negative value")
+        if values.max() > MAX_IMPORTANCE:
+            raise _bad(
+                name,
+                tensor,
+                f"holds the mean square {values.max():.3g}, expected at most {MAX_IMPORTANCE:.0e}; "
+                "compute the importance matrix again with llama-imatrix",
+            )
     return found
 
 

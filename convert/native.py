@@ -8,6 +8,7 @@ decode_fp8(uint8 [n, cols], stored type name, scales, out float32 [n, cols], *, 
 first_row, n_threads): bytes in 8-bit floats times the scales of their blocks.
 encode_rows(buffer, stored type name, type name, *, n_cols, head_rows, importance, n_threads): the
 same from rows as they are stored; None where a value is not finite or beyond largest_value(type).
+Model(path): the runtime's own checks of a file, its weights mapped. Raises FormatError, OSError.
 requires_importance(type name): True for types that need an importance matrix.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from sardine_gguf._native import (
     GgufFile,
+    Model,
     decode_fp8,
     dequantize,
     encode_rows,
@@ -25,6 +27,7 @@ from sardine_gguf._native import (
 
 __all__ = [
     "GgufFile",
+    "Model",
     "decode_fp8",
     "dequantize",
     "encode_rows",

@@ -10,17 +10,11 @@ from sardine_gguf.errors import FormatError
 from .chat_template import template_metadata
 from .files import read_json, read_json_if_there
 from .gguf_file import Metadata
-from .tekken import CONTROL, NORMAL, PATTERN, tekken_metadata
+from .tekken import CONTROL, NORMAL, tekken_metadata
+from .tokenizer_rules import pre_tokenizer_name
 from .tokenizer_special import special_metadata
 
 USER_DEFINED, UNUSED = 4, 5
-
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_PRE = {PATTERN: "tekken", _LLAMA3: "llama-bpe", _GPT2: "gpt-2"}
 
 
 def tokenizer_metadata(
@@ -61,7 +55,7 @@ def tokenizer_metadata(
         )
     out = {
         "tokenizer.ggml.model": ("str", "gpt2"),
-        "tokenizer.ggml.pre": ("str", _pre(tokenizer, path, warnings)),
+        "tokenizer.ggml.pre": ("str", pre_tokenizer_name(tokenizer, path, warnings)),
         "tokenizer.ggml.tokens": ("arr[str]", tokens),
         "tokenizer.ggml.token_type": ("arr[i32]", types),
     }
@@ -158,30 +152,6 @@ def _uses(tokenizer: dict[str, Any], kind: str) -> bool:
             *_steps(tokenizer, "decoder", "decoders"),
         )
     )
-
-
-def _pre(tokenizer: dict[str, Any], path: Path, warnings: list[str]) -> str:
-    """llama.cpp's name of the text splitting rule."""
-    patterns = []
-    for step in _steps(tokenizer, "pre_tokenizer", "pretokenizers"):
-        if step.get("type") == "Split" and isinstance(step.get("pattern"), dict):
-            patterns.append(step["pattern"].get("Regex"))
-        elif step.get("type") == "ByteLevel" and step.get("use_regex", True):
-            patterns.append(_GPT2)
-    name = _PRE.get(patterns[0]) if len(patterns) == 1 and isinstance(patterns[0], str) else None
-    if name is None:
-        warnings.append(
-            f"{path}: pre_tokenizer: its splitting rule is not a known one; tekken's "
-            "is used, and some texts may be split into other tokens"
-        )
-        name = "tekken"
-    ignore = tokenizer["model"].get("ignore_merges") is True
-    if ignore != (name != "gpt-2"):
-        warnings.append(
-            f"{path}: ignore_merges is {str(ignore).lower()}, llama.cpp's {name} rule "
-            f"uses {str(not ignore).lower()}; rare words may be split differently"
-        )
-    return name
 
 
 def _bad(path: Path, field: str, message: str) -> FormatError:

@@ -92,12 +92,7 @@ class SamplingOptions:
             if value is None:
                 continue
             try:
-                if not isinstance(value, int | float) or isinstance(value, bool):
-                    raise ValueError("expected a number")
-                if not math.isfinite(value) or abs(value) >= 2**31:
-                    raise ValueError("which no sampler takes")
-                found[name] = int(value) if name in _INTEGERS else float(value)
-                SamplingOptions(**{name: found[name]}).sampler(2, 64)
+                found[name] = file_value(key, value)
             except ValueError as e:
                 raise FormatError(
                     f"{file.path}: key '{field}' is {value}: {e}", file=file.path, field=field
@@ -131,12 +126,30 @@ class SamplingOptions:
         return Sampler(model, **options)
 
 
+def file_value(key: str, value: object) -> float:
+    """A value of a `general.sampling.*` key (its last part is given) as the option's value.
+
+    Raises:
+        ValueError: it is no number, or out of the option's range.
+    """
+    name = _FILE_KEYS[key]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError("expected a number")
+    if not math.isfinite(value) or abs(value) >= 2**31:
+        raise ValueError("which no sampler takes")
+    number = int(value) if name in _INTEGERS else float(value)
+    SamplingOptions(**{name: number}).sampler(2, 64)
+    return number
+
+
 def _order_of(file: GgufFile) -> tuple[str, ...]:
     field = "general.sampling.sequence"
     value = file.get(field)
-    if not isinstance(value, str):
+    if value is None:
         return DEFAULT_ORDER
     try:
+        if not isinstance(value, str):
+            raise ValueError(f"is {value!r:.40}, expected the samplers' names")
         return sampler_order(value)
     except ValueError as e:
         raise FormatError(f"{file.path}: key '{field}': {e}", file=file.path, field=field) from None

@@ -797,6 +797,71 @@ def test_gguf_bases(small, tmp_path, capsys, name):
     assert any(w in line for w in words.split("|")), line
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A GGUF base that runs, of a folder with two layers."""
+    folder = tiny_base(tmp_path_factory.mktemp("whole") / "m", layers=2)
+    write_base(folder, folder.parent / "m.gguf", "f16")
+    return folder.parent / "m.gguf"
+
+
+def remade(source, path, *, keys=None, without=(), extra=None):
+    """A GGUF file with other keys {name: (type, value), None to leave it out} and tensors."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        kind, sub = field.types[0], field.types[-1] if len(field.types) > 1 else None
+        entry = (keys or {}).get(key, (kind, field.contents()))
+        if entry is not None:
+            writer.add_key_value(key, entry[1], entry[0], sub)
+    for tensor in reader.tensors:
+        if tensor.name not in without:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    for name, data in (extra or {}).items():
+        writer.add_tensor(name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+KINDS = gguf.GGUFValueType
+UNRUNNABLE = {
+    "attn_k": {"without": ("blk.0.attn_k.weight",)},
+    "output_norm": {"without": ("output_norm.weight",)},
+    "hello": {"extra": {"hello": torch.ones(64).numpy()}},
+    "block_count": {"keys": {"mistral3.block_count": (KINDS.INT32, 2)}},
+    "embedding_length": {"keys": {"mistral3.embedding_length": (KINDS.UINT64, 64)}},
+    "head_count": {"keys": {"mistral3.attention.head_count": (KINDS.UINT32, 3)}},
+    "context_length": {"keys": {"mistral3.context_length": None}},
+}
+
+
+@pytest.mark.parametrize("words", UNRUNNABLE)
+@pytest.mark.parametrize("kind", ["merged", "adapter", "base"])
+def test_gguf_bases_that_the_runtime_refuses(whole, small, tmp_path, capsys, words, kind):
+    file = remade(whole, tmp_path / "base.gguf", **UNRUNNABLE[words])
+    torch.save({"srde_layers": srde_layers(small), "config": {"top_k": 2}}, tmp_path / "s.pt")
+    if kind == "base":
+        with pytest.raises(FormatError, match=words):
+            write_base(file, tmp_path / "o.gguf")
+        assert not (tmp_path / "o.gguf").exists()
+        return
+    args = ["--adapter"] if kind == "adapter" else []
+    line = refuse(file, tmp_path / "s.pt", tmp_path, capsys, args=args)
+    assert words in line
+    assert str(file) in line
+
+
+def test_gguf_base_that_runs(whole, small, tmp_path):
+    file = remade(whole, tmp_path / "base.gguf")
+    write_base(file, tmp_path / "o.gguf")
+    assert (tmp_path / "o.gguf").exists()
+
+
 @pytest.mark.parametrize("extra", ["ffn_gate_inp.weight", "ffn_up_delta.col", "ffn_delta.mean"])
 def test_gguf_base_with_tensors_of_experts(small, tmp_path, capsys, extra):
     file = gguf_base(tmp_path / "base.gguf", _extra=[extra])

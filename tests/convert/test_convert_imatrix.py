@@ -180,6 +180,8 @@ BAD = {
     "NaN": changed(35, struct.pack("<f", float("nan"))),
     "infinity": changed(39, struct.pack("<f", float("inf"))),
     "negative": changed(43, struct.pack("<f", -1)),
+    "1e38": changed(47, struct.pack("<f", 1e38)),
+    "gguf with 1e15": lambda p: in_gguf(p, {k: v * 1e15 for k, v in ONE.items()}, count=1),
     "text": lambda p: p.write_text("blk.0.attn_q.weight 1 1 1 1\n" * 20),
     "bytes behind": lambda p: legacy(p, ONE, tail=struct.pack("<ii", 3, 1) + b"xy"),
     "chunks -1": lambda p: legacy(p, ONE, tail=struct.pack("<ii", -1, 0)),
@@ -206,6 +208,25 @@ def test_malformed(base, tmp_path, case, capsys):
     assert main(args) == 3
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", ["iq3_s", "iq2_xs", "q4_k", "iq4_xs"])
+def test_the_largest_importance_is_only_a_scale(tmp_path, kind):
+    """Weights that matter alike are weighed alike, however large the numbers that say so."""
+    from sardine_gguf.convert import imatrix, native
+
+    values = np.random.default_rng(3).standard_normal((2, 256)).astype(np.float32)
+    ratios = (np.random.default_rng(4).random(256) ** 8).astype(np.float32)
+    largest = 2.0 ** np.floor(np.log2(imatrix.MAX_IMPORTANCE))
+    made = [
+        np.asarray(
+            native.encode_rows(
+                values, "f32", kind, n_cols=256, importance=ratios * np.float32(scale), n_threads=1
+            )
+        ).tobytes()
+        for scale in (1, largest)
+    ]
+    assert made[0] == made[1]
 
 
 def test_every_truncation(tmp_path):

@@ -202,7 +202,7 @@ def edit(folder, name, change):
 )
 def test_splitting_rule(tmp_path, regex, byte_level, ignore, pre, warned):
     from sardine_gguf.convert.tekken import PATTERN
-    from sardine_gguf.convert.tokenizer import _LLAMA3
+    from sardine_gguf.convert.tokenizer_rules import _LLAMA3
 
     folder = tiny_base(tmp_path / "m", layers=1)
     pattern = {"llama": _LLAMA3, "tekken": PATTERN}.get(regex, regex)
@@ -210,7 +210,9 @@ def test_splitting_rule(tmp_path, regex, byte_level, ignore, pre, warned):
     def change(data):
         steps = [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": byte_level}]
         if pattern:
-            steps.insert(0, {"type": "Split", "pattern": {"Regex": pattern}})
+            steps.insert(
+                0, {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+            )
         data["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
         data["model"]["ignore_merges"] = ignore
 
@@ -279,3 +281,57 @@ def test_extended_file_has_the_base_keys(base, srde, tmp_path):
         read_sardine.keys(tmp_path / "o.gguf"),
     )
     assert {k: v for k, v in after.items() if not k.startswith("sardine.")} == before
+
+
+BOTH = {
+    "differ in the kind": ({"type": "linear", "factor": 8.0}, False),
+    "differ in a number": ({**YARN, "factor": 8.0}, False),
+    "differ in the base": ({**YARN, "rope_theta": 5.0}, False),
+    "alike": (dict(YARN), True),
+    "alike, in the older spelling": (
+        {k: v for k, v in YARN.items() if k not in ("rope_type", "rope_theta")} | {"type": "yarn"},
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_two_sets_of_rope_parameters(name):
+    """transformers takes rope_scaling, and another reader need not."""
+    older, same = BOTH[name]
+    config = {"rope_parameters": dict(YARN), "rope_scaling": older}
+    if same:
+        alone = rope_metadata("mistral3", {"rope_parameters": dict(YARN)}, 32, 256, "c")
+        assert rope_metadata("mistral3", config, 32, 256, "c") == alone
+        return
+    with pytest.raises(FormatError, match="rope_scaling"):
+        rope_metadata("mistral3", config, 32, 256, "c")
+
+
+SAMPLING = {
+    '{"temperature": -1}': "temp",
+    '{"temperature": true}': "temp",
+    '{"top_p": 7}': "top_p",
+    '{"min_p": -0.5}': "min_p",
+    '{"top_k": 10000000000}': "top_k",
+    '{"repetition_penalty": 0}': "penalty_repeat",
+}
+
+
+@pytest.mark.parametrize("text", SAMPLING)
+def test_sampling_defaults_that_no_sampler_takes(tmp_path, text):
+    from sardine_gguf import Sardine
+
+    folder = tiny_base(tmp_path / "m", layers=1)
+    good = {"top_k": 11} if "top_k" not in text else {"top_p": 0.5}
+    (folder / "generation_config.json").write_text(json.dumps({**json.loads(text), **good}))
+    report = write_base(folder, tmp_path / "o.gguf", "f16")
+    warned = [w for w in report.warnings if "generation_config.json" in w]
+    assert len(warned) == 1
+    assert f": {SAMPLING[text]} is " in warned[0]
+    kv = read_sardine.keys(tmp_path / "o.gguf")
+    assert f"general.sampling.{SAMPLING[text]}" not in kv
+    assert [k for k in kv if k.startswith("general.sampling.")] == [
+        f"general.sampling.{next(iter(good))}"
+    ]
+    Sardine(tmp_path / "o.gguf").close()
