@@ -106,7 +106,7 @@ def check_runs(file: Path, shown: Path) -> None:
         OSError: it cannot be read.
     """
     try:
-        native.Model(str(file))
+        native.Model(os.fsencode(file))
     except FormatError as error:
         why = str(error).removeprefix(f"{file}: ")
         raise FormatError(
