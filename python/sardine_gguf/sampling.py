@@ -136,7 +136,7 @@ def file_value(key: str, value: float) -> float:
     if not math.isfinite(value) or abs(value) >= 2**31:
         raise ValueError("which no sampler takes")
     number = int(value) if name in _INTEGERS else float(value)
-    SamplingOptions(**{name: number}).sampler(2, 64)
+    SamplingOptions().override(**{name: number}).sampler(2, 64)
     return number
 
 

@@ -266,3 +266,10 @@ def test_patterns_that_others_leave_nothing(tmp_path, patterns, more, told):
     found = [w for w in report.warnings if "decide all" in w]
     assert len(found) == (told is not None)
     assert all(f"tensor type {told}=" in w for w in found)
+
+
+@pytest.mark.parametrize("name", ["attn_[[:digit:]]", "[[:alpha:]]+", "attn_(", "[a||b]"])
+def test_patterns_of_another_syntax_are_refused(name, recwarn):
+    with pytest.raises(OptionError, match="Python's syntax"):
+        quantization("q8_0", tensor_types=[f"{name}=q4_0"])
+    assert not recwarn.list
