@@ -117,7 +117,7 @@ def _parts(
     shape = ModelShape(config.arch, config.layers, config.heads, config.heads_kv)
     plain = [Unquantized(t.name, t.ne, _left_alone(t.stored)) for t in tensors]
     types = assign_types(quant, shape, plain)
-    warnings += unused_options(quant, plain)
+    warnings += unused_options(quant, plain, types)
     return [
         BaseTensorPart(
             tensor,

@@ -40,7 +40,7 @@ def folder_quantization(
 def refuse_base_options(outtype: str | None, options: QuantOptions, why: str) -> None:
     """For outputs whose base is not quantized here."""
     for name, value in {"outtype": outtype, **options}.items():
-        if value:
+        if not (value is None or value is False or value == () or value == []):
             raise OptionError(f"{name.replace('_', ' ')} {value}: {why}")
 
 

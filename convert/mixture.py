@@ -47,6 +47,9 @@ _FALLBACK = {
 # Types whose result without an importance matrix llama.cpp holds to be useless.
 _NEED_IMPORTANCE = ("iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
 
+# Rounded without looking at it.
+_NO_IMPORTANCE = ("f32", "f16", "bf16", "q8_0")
+
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 _VALUE, _DOWN, _ATTN_OUT = "attn_v.weight", "ffn_down", "attn_output.weight"
 
@@ -86,17 +89,24 @@ def assign_types(
     return types
 
 
-def unused_options(quant: Quantization, tensors: Sequence[Unquantized]) -> list[str]:
-    """Warnings about options that change nothing for these tensors."""
-    names = [t.name for t in tensors if _is_matrix(t)]
-    out = [
-        f"tensor type {pattern.pattern}={wanted.name}: no matrix has such a name"
-        for pattern, wanted in quant.tensor_types
-        if not any(pattern.search(name) for name in names)
-    ]
+def unused_options(
+    quant: Quantization, tensors: Sequence[Unquantized], types: Sequence[GgmlType]
+) -> list[str]:
+    """Warnings about options that change nothing for these tensors, of which types were chosen."""
+    chosen = {t.name: kind for t, kind in zip(tensors, types, strict=True) if _is_matrix(t)}
+    names = list(chosen)
+    out = _unused_patterns(quant, names)
+    wanted = quant.output_tensor_type
+    if wanted is not None and OUTPUT not in chosen and chosen.get(EMBEDDING) is not wanted:
+        out.append(
+            f"output tensor type {wanted.name}: the model's output matrix is its embedding, which "
+            "another option decides; use the token embedding type"
+        )
     if quant.leave_output_tensor and OUTPUT not in names:
         out.append("leave output tensor: the model's output matrix is its embedding")
     if quant.imatrix is not None:
+        if all(kind.name in _NO_IMPORTANCE for kind in types):
+            out.append(f"{quant.imatrix.name}: no type of this output makes use of importance")
         matched = sum(name in quant.imatrix.entries for name in names)
         if not matched:
             out.append(f"{quant.imatrix.name}: names no matrix of this model, so nothing uses it")
@@ -105,6 +115,23 @@ def unused_options(quant: Quantization, tensors: Sequence[Unquantized]) -> list[
                 f"{quant.imatrix.name}: names {matched} of the model's {len(names)} matrices; "
                 "the others are quantized without importance"
             )
+    return out
+
+
+def _unused_patterns(quant: Quantization, names: list[str]) -> list[str]:
+    left = set(names)
+    if quant.token_embedding_type is not None:
+        left.discard(EMBEDDING)
+    if quant.output_tensor_type is not None or quant.leave_output_tensor:
+        left.discard(OUTPUT)
+    out = []
+    for pattern, wanted in quant.tensor_types:
+        found = {name for name in names if pattern.search(name)}
+        if not found & left:
+            why = "other options or patterns before it decide all of its matrices"
+            why = why if found else "no matrix has such a name"
+            out.append(f"tensor type {pattern.pattern}={wanted.name}: {why}")
+        left -= found
     return out
 
 
@@ -132,12 +159,12 @@ class _Rules:
         for pattern, wanted in quant.tensor_types:
             if pattern.search(name):
                 return _fitting(wanted, n_cols)
+        if self.tied and name == EMBEDDING and quant.output_tensor_type and not quant.pure:
+            return _exactly(quant.output_tensor_type, tensor, "output tensor type")
         return _fitting(main if quant.pure else self._mixture(name, n_cols, main), n_cols)
 
     def _mixture(self, name: str, n_cols: int, main: GgmlType) -> GgmlType:
         if name == OUTPUT or (self.tied and name == EMBEDDING):
-            if self.quant.output_tensor_type is not None:
-                return self.quant.output_tensor_type
             return schema.Q8_0 if main is schema.Q8_0 or n_cols % main.block else schema.Q6_K
         if _VALUE in name:
             self.seen[_VALUE] += 1

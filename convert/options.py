@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -97,10 +98,14 @@ def _tensor_type(text: str) -> tuple[re.Pattern[str], GgmlType]:
     found = _type(kind, f"tensor type {text!r}")
     assert found is not None
     try:
-        return re.compile(name.lower()), found
-    except (re.error, RecursionError, OverflowError) as error:
+        with warnings.catch_warnings():
+            # Of "[[:digit:]]" and the like, which mean something else in Python.
+            warnings.simplefilter("error", FutureWarning)
+            return re.compile(name.lower()), found
+    except (re.error, RecursionError, OverflowError, FutureWarning) as error:
         raise OptionError(
-            f"tensor type {text!r}: {name!r} is not a regular expression: {error}"
+            f"tensor type {text!r}: {name!r} is not a regular expression of Python's syntax "
+            rf"(\d for a digit, not [[:digit:]]): {error}"
         ) from None
 
 

@@ -137,9 +137,9 @@ def file_value(key: str, value: object) -> float:
         raise ValueError("expected a number")
     if not math.isfinite(value) or abs(value) >= 2**31:
         raise ValueError("which no sampler takes")
-    number: Any = int(value) if name in _INTEGERS else float(value)
-    SamplingOptions(**{name: number}).sampler(2, 64)
-    return number  # type: ignore[no-any-return]
+    number = int(value) if name in _INTEGERS else float(value)
+    SamplingOptions().override(**{name: number}).sampler(2, 64)
+    return number
 
 
 def _order_of(file: GgufFile) -> tuple[str, ...]:

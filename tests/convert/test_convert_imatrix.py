@@ -246,3 +246,18 @@ def test_no_file(base, tmp_path):
         write_base(base, tmp_path / "o", imatrix=tmp_path / "none")
     with pytest.raises(FormatError, match="a folder"):
         write_base(base, tmp_path / "o", imatrix=tmp_path)
+
+
+@pytest.mark.parametrize("outtype", ["f32", "f16", "bf16", "q8_0", "q4_0"])
+def test_types_without_importance_are_told(folder, tmp_path, outtype):
+    matrix = legacy(tmp_path / "i", sums_of())
+    report = write_base(folder, tmp_path / "o", outtype, imatrix=matrix, dry_run=True)
+    told = any("makes use of importance" in w for w in report.warnings)
+    assert told == (outtype != "q4_0")
+
+
+@pytest.mark.parametrize("option", ["imatrix", "token_embedding_type", "output_tensor_type"])
+def test_empty_options_of_a_gguf_base_are_refused(folder, tmp_path, option):
+    write_base(folder, tmp_path / "b.gguf", "f16")
+    with pytest.raises(OptionError, match=option.replace("_", " ")):
+        write_base(tmp_path / "b.gguf", tmp_path / "o.gguf", **{option: ""})

@@ -227,3 +227,49 @@ def test_a_gguf_base_takes_no_options(base, tmp_path):
         write_base(tmp_path / "base.gguf", tmp_path / "o.gguf", pure=True)
     with pytest.raises(TypeError, match="purr"):
         write_base(base, tmp_path / "o.gguf", purr=True)
+
+
+TIED_UNUSED = {
+    "f16": {"out_type": "f16"},
+    "pure": {"out_type": "q8_0", "pure": True},
+    "the embedding's own": {"out_type": "q8_0", "token_embedding_type": "f16"},
+    "a pattern": {"out_type": "q8_0", "tensor_types": ["token_embd=f16"]},
+}
+
+
+@pytest.mark.parametrize("name", TIED_UNUSED)
+def test_output_type_of_a_tied_model_is_told_where_unused(tmp_path, name):
+    options = dict(TIED_UNUSED[name])
+    folder = tiny_base(tmp_path / "m", tied=True, layers=1, tokenizer=False)
+    report = write_base(
+        folder, tmp_path / "o", options.pop("out_type"), dry_run=True,
+        output_tensor_type="f32", **options,
+    )  # fmt: skip
+    assert any("output tensor type f32" in w for w in report.warnings)
+    fits = write_base(folder, tmp_path / "o", "q8_0", dry_run=True, output_tensor_type="f32")
+    assert not any("output tensor type" in w for w in fits.warnings)
+    with pytest.raises(OptionError, match="whole blocks"):
+        write_base(folder, tmp_path / "o", "q8_0", dry_run=True, output_tensor_type="q4_k")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "more", "told"),
+    [
+        (["ffn=q8_0", "ffn_down=q4_0"], {}, "ffn_down"),
+        (["token_embd=q8_0"], {"token_embedding_type": "f16"}, "token_embd"),
+        (["ffn_down=q8_0", "ffn=q4_0"], {}, None),
+    ],
+)
+def test_patterns_that_others_leave_nothing(tmp_path, patterns, more, told):
+    folder = tiny_base(tmp_path / "m", layers=1, tokenizer=False)
+    report = write_base(folder, tmp_path / "o", "q4_0", dry_run=True, tensor_types=patterns, **more)
+    found = [w for w in report.warnings if "decide all" in w]
+    assert len(found) == (told is not None)
+    assert all(f"tensor type {told}=" in w for w in found)
+
+
+@pytest.mark.parametrize("name", ["attn_[[:digit:]]", "[[:alpha:]]+", "attn_(", "[a||b]"])
+def test_patterns_of_another_syntax_are_refused(name, recwarn):
+    with pytest.raises(OptionError, match="Python's syntax"):
+        quantization("q8_0", tensor_types=[f"{name}=q4_0"])
+    assert not recwarn.list
