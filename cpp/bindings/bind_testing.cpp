@@ -13,10 +13,15 @@
 #include "parallel.h"
 #include "sardine/error.h"
 #include "system_memory.h"
+#include "time_deltas.h"
 
 namespace sardine::python {
 
 void bind_testing(py::module_& m) {
+    m.def("time_deltas", &time_deltas, py::arg("model"), py::arg("path"), py::kw_only(), py::arg("n_tokens"),
+          py::arg("k"), py::arg("n_threads"), py::arg("repetitions"),
+          py::call_guard<py::gil_scoped_release>(),
+          "Seconds of each round of all delta ops of a model on random tokens.");
     m.def(
         "sparse_delta",
         [](const std::string& path, const Array<int32_t>& row_ptr, const Array<uint16_t>& col,
@@ -126,7 +131,7 @@ void bind_testing(py::module_& m) {
         "kernel_paths",
         [] {
             std::vector<std::string> out;
-            for (const char* name : {"portable", "avx2", "avx512"})
+            for (const char* name : {"portable", "avx2", "avx512", "avx512bf16"})
                 if (find_cpu_ops(name)) out.emplace_back(name);
             return out;
         },

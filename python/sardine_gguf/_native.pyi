@@ -186,6 +186,9 @@ def sparse_delta(
     shared_type: str = "f32",
     shared_scale: float = 1.0,
 ) -> NDArray[np.float32]: ...
+def time_deltas(
+    model: Model, path: str, *, n_tokens: int, k: int, n_threads: int, repetitions: int
+) -> list[float]: ...
 def attention(
     path: str,
     q: NDArray[np.float32],

@@ -50,7 +50,7 @@ struct CpuOps {
                      int64_t n_parts, const float* x, float* y, float* scratch);
 
     // Products of tiles of tokens, and a coarser kind for values that are rounded to 8 bits anyway: relative
-    // to each summand it errs by 2^-8 (it may be the same).
+    // to each summand it errs by 2^-7 (it may be the same).
     const TileOps* tile;
     const TileOps* coarse_tile;
 

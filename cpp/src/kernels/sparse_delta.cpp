@@ -106,8 +106,8 @@ void add_tile(const SparseDeltaArgs& a, const CpuOps& ops, Range rows, int64_t b
               const Slot* slots, int64_t n_slots, SparseScratch& scratch) {
     const DeltaMatrix& m = *a.delta;
     const bool shared = m.shared.data != nullptr;
-    const bool coarse =
-        (a.routes.k == 0 || m.type == ValueType::q8_0) && (!shared || m.shared.type == ValueType::q8_0);
+    // A shared part holds whole weights of the base, which a coarse tile would round.
+    const bool coarse = !shared && m.type == ValueType::q8_0;
     const TileOps& tile = coarse ? *ops.coarse_tile : *ops.tile;
     const int32_t* row_ptr = m.block_rows(block);
     const int64_t first_col = block * m.block_columns;
