@@ -62,7 +62,7 @@ def main() -> None:
         )
         for ax, (what, found) in zip(axes[0], series.items(), strict=True):
             ax.plot(*zip(*found, strict=True), "o-")
-            ax.set(xlabel=what, ylim=(0, None), ylabel="ms a token")
+            ax.set(xlabel=what, ylim=(0, 1.1 * max(ms for _, ms in found)), ylabel="ms a token")
             ax.grid(alpha=0.3)
         figure.savefig(a.plot, dpi=110)
 
