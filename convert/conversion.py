@@ -159,7 +159,7 @@ def convert(
         # A checkpoint that cannot be used fails before the long part.
         for layer in checkpoint.layers:
             reading.values(layer)
-            check_values(layer)
+            check_values(layer, deltas)
         write_file(out_path, metadata, ordered, model.alignment, force, progress, check)
     return report
 

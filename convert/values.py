@@ -83,7 +83,7 @@ def mixture(layer: SrdeLayer) -> NDArray[np.float64]:
     return out
 
 
-def check_values(layer: SrdeLayer) -> None:
+def check_values(layer: SrdeLayer, delta_type: str) -> None:
     """Reads everything but the positions once, before anything is written: checksums and numbers.
 
     Takes less time than computing the values, which is only done where an atom is too large, and no
@@ -92,7 +92,7 @@ def check_values(layer: SrdeLayer) -> None:
     Raises:
         FormatError: an atom, a weight of the mixture or of the router is NaN or infinite, an
             importance is NaN, an expert's copy of the vocabulary differs, or a value is beyond
-            LARGEST, whatever type it is stored in; names the tensor.
+            LARGEST and delta_type is f16; names the tensor.
     """
     router_weights(layer)
     mixture(layer)
@@ -104,7 +104,7 @@ def check_values(layer: SrdeLayer) -> None:
         raise layer.bad(ATOMS, "holds NaN or infinity")
     _look(layer, MIX, layer.mix)
     # A value is a part of a mean of atoms, so that only large atoms can make one that is too large.
-    if atoms.large:
+    if atoms.large and delta_type == "f16":
         _check_magnitude(layer)
 
 
@@ -115,8 +115,8 @@ def _check_magnitude(layer: SrdeLayer) -> None:
     if largest[expert] > LARGEST:
         raise layer.bad(
             f"experts.{expert}",
-            f"has a value of magnitude {largest[expert]:g}, expected at most {LARGEST:g} (F16's "
-            "largest, and far beyond any weight): the checkpoint is damaged",
+            f"has a value of magnitude {largest[expert]:g}, expected at most {LARGEST:g}, F16's "
+            "largest and far beyond any weight: the checkpoint is damaged, or use --delta-type f32",
         )
 
 

@@ -156,23 +156,26 @@ def test_logits_with_nan(small, tmp_path, capsys, logit):
     assert "mask_logits" in refuse(small, tmp_path / "s.pt", tmp_path, capsys)
 
 
-@pytest.mark.parametrize("delta_type", ["f32", "f16", "q8_0"])
-def test_value_beyond_f16(small, tmp_path, capsys, monkeypatch, delta_type):
-    """Refused whatever it is stored in, and before the base is quantized."""
+def test_value_beyond_f16(small, tmp_path, capsys, monkeypatch):
+    """Refused before the base is quantized; other types hold it."""
     layers = srde_layers(small, duplicates=False)
     layers["1"][ATOMS] = torch.full_like(layers["1"][ATOMS], -200_000.0)
     torch.save({"srde_layers": layers, "config": {"top_k": 1}}, tmp_path / "s.pt")
     with monkeypatch.context() as patched:
         patched.delattr(conversion, "write_file")
-        line = refuse(small, tmp_path / "s.pt", tmp_path, capsys, args=["--delta-type", delta_type])
+        line = refuse(small, tmp_path / "s.pt", tmp_path, capsys, args=["--delta-type", "f16"])
     assert "srde_layers.1.experts." in line
     assert "65504" in line
+    for delta_type in ("f32", "q8_0"):
+        out = str(tmp_path / f"{delta_type}.gguf")
+        assert main(["--base", str(small), "--srde", str(tmp_path / "s.pt"), "-q", "--verify",
+                     "-o", out, "--delta-type", delta_type]) == 0  # fmt: skip
     # Large atoms alone are no error.
     for e in range(6):
         layers["1"][f"experts.{e}.importance"][:] = -10.0
     torch.save({"srde_layers": layers, "config": {"top_k": 1}}, tmp_path / "s.pt")
     assert main(["--base", str(small), "--srde", str(tmp_path / "s.pt"), "-q", "--verify",
-                 "-o", str(tmp_path / "ok.gguf"), "--delta-type", delta_type]) == 0  # fmt: skip
+                 "-o", str(tmp_path / "ok.gguf"), "--delta-type", "f16"]) == 0  # fmt: skip
 
 
 @pytest.mark.parametrize("top_k", [0, 7, -1, 2.0, "2", True, None, [2], 2**70])
