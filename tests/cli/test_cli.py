@@ -397,3 +397,33 @@ def test_the_log_ends_with_the_program(model_file: Path, tmp_path: Path) -> None
     )
     assert "vocab" in file.read_text()
     assert (logger.handlers, logger.level) == before
+
+
+@pytest.mark.parametrize("flag", ["-o", "--log-file"])
+@pytest.mark.parametrize("link", ["none", "hard", "symbolic"])
+def test_outputs_never_go_over_inputs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, flag: str, link: str
+) -> None:
+    """Each file that is read, by its name or by a link, is as before; nothing is loaded."""
+    inputs = (
+        *("-m", "--adapter", "-f", "-sysf", "--session", "--chat-template-file"),
+        *("--grammar-file", "--json-schema-file"),
+    )
+    for number, name in enumerate(inputs):
+        file = tmp_path / f"{number}"
+        file.write_text("as before")
+        output = file
+        if link != "none":
+            output = tmp_path / f"{number}.link"
+            output.hardlink_to(file) if link == "hard" else output.symlink_to(file)
+        model = [] if name == "-m" else ["-m", str(tmp_path / "missing.gguf")]
+        assert main([*model, name, str(file), flag, str(output)]) == 2
+        assert f"is the file of {name}: name another one" in capsys.readouterr().err
+        assert file.read_text() == "as before"
+
+
+def test_outputs_are_two_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    new = str(tmp_path / "new")
+    assert main(["-m", "missing.gguf", "-p", "hi", "-o", new, "--log-file", new]) == 2
+    assert "--log-file" in capsys.readouterr().err
+    assert not Path(new).exists()
