@@ -80,7 +80,11 @@ def read_prompts(path: str) -> list[Prompt]:
         raise fail('expected an object of lists of texts, {"math": ["What is 2 + 2?"], ...}')
     found = []
     for group, texts in groups.items():
-        for text in [texts] if isinstance(texts, str) else texts or ():
+        if not isinstance(texts, str | list):
+            raise fail(
+                f"'{one_line(group)}' is {json.dumps(texts)[:40]}, expected a text or a list of texts"
+            )
+        for text in [texts] if isinstance(texts, str) else texts:
             if not isinstance(text, str):
                 raise fail(
                     f"a text of '{one_line(group)}' is a {type(text).__name__}, expected a string"

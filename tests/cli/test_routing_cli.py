@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from make_checkpoint import srde_checkpoint, tiny_base
-from sardine_gguf import Sardine, routing_cli
+from sardine_gguf import FormatError, Sardine, routing_cli
 from sardine_gguf.convert import convert, write_base
 from sardine_gguf.expert_colours import expert_colours, sgr_colour
 from sardine_gguf.routing_page import _inert_json
+from sardine_gguf.routing_prompts import read_prompts
 
 TEXTS = ("one two three", "the rain in Spain stays mainly")
 
@@ -225,3 +226,11 @@ def test_colours() -> None:
     assert sgr_colour("#000000") == "\x1b[38;5;16m"
     assert sgr_colour("#8a8a8a") == "\x1b[38;5;245m"
     assert len({sgr_colour(c) for c in colours[:10]}) == 10
+
+
+@pytest.mark.parametrize("value", [5, 0, True, False, None, 1.5, {"x": 1}, {}])
+def test_a_group_is_a_text_or_a_list(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"b": ["fine"], "a": value}))
+    with pytest.raises(FormatError, match=r"'a' is .*, expected a text or a list of texts"):
+        read_prompts(str(path))
