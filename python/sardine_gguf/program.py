@@ -27,12 +27,25 @@ def error_text(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def _open_closed_streams() -> None:
+    """Standard streams that were closed (>&-) lead nowhere, and no other file takes their number."""
+    while True:
+        fd = os.open(os.devnull, os.O_RDWR)
+        if fd > 2:
+            os.close(fd)
+            break
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
+
+
 def run_program(
     parser: argparse.ArgumentParser,
     run: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None,
 ) -> int:
     """Parses the arguments, runs, and turns exceptions into a line and an exit code."""
+    _open_closed_streams()
     args = parser.parse_args(argv)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

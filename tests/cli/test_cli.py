@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable
@@ -427,3 +428,23 @@ def test_outputs_are_two_files(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert main(["-m", "missing.gguf", "-p", "hi", "-o", new, "--log-file", new]) == 2
     assert "--log-file" in capsys.readouterr().err
     assert not Path(new).exists()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_lead_nowhere(model_file: Path, tmp_path: Path, closed: str) -> None:
+    """And the files that are opened do not get their output."""
+    said = tmp_path / "said"
+    args = [*CLI, "-m", model_file, "-p", "hi", "-n", 4, "-t", 1, "-o", said]
+    command = f"exec {shlex.join(map(str, args))} {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr
+    assert bool(done.stdout.strip()) == (">&-" not in closed.split())
+    assert said.read_text().startswith("> hi\n")
+    assert "prompt tokens" not in said.read_text()
+
+
+def test_an_error_with_standard_error_closed_keeps_its_exit_code(tmp_path: Path) -> None:
+    args = shlex.join([*CLI, "-m", str(tmp_path / "missing.gguf"), "-p", "hi"])
+    done = subprocess.run(["bash", "-c", f"exec {args} 2>&-"], capture_output=True, timeout=120)
+    assert done.returncode == 4
