@@ -143,7 +143,7 @@ class SessionFile:
         self.start: Conversation | None = None
         if self._seen is not None:
             self.start = load_conversation(path)
-        elif not os.access(Path(path).absolute().parent, os.W_OK | os.X_OK):
+        if not os.access(Path(path).absolute().parent, os.W_OK | os.X_OK):
             folder = str(Path(path).absolute().parent)
             raise PermissionError(13, "a session cannot be saved in this folder", folder)
 

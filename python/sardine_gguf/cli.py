@@ -184,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
             chat.report(turn)
         else:
             turn = chat.ask(prompt.strip())
-            chat.autosave()
+            chat.save_session()
         return EXIT_INTERRUPTED if turn.interrupted else EXIT_OK
 
 

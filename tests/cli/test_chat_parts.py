@@ -497,3 +497,17 @@ def test_instructions_to_think_follow_a_system_message() -> None:
     assert prepared(TURNS, None) == TURNS
     assert prepared(TURNS[1:], own) == TURNS[1:]
     assert TURNS[0]["content"] == "Be brief."  # what is saved is what was typed
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_session_in_a_read_only_folder_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exists: bool
+) -> None:
+    path = tmp_path / "s.json"
+    if exists:
+        save_conversation(path, Conversation())
+    SessionFile(str(path))
+    real = os.access  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda p, mode: not mode & os.W_OK and real(p, mode))
+    with pytest.raises(PermissionError, match="a session cannot be saved in this folder"):
+        SessionFile(str(path))

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sardine_gguf import _native
+from sardine_gguf import FormatError, _native
+from sardine_gguf.chat_session import SessionFile
 from sardine_gguf.cli import main
 from screens import CLI, Emulated
 
@@ -448,3 +449,24 @@ def test_an_error_with_standard_error_closed_keeps_its_exit_code(tmp_path: Path)
     args = shlex.join([*CLI, "-m", str(tmp_path / "missing.gguf"), "-p", "hi"])
     done = subprocess.run(["bash", "-c", f"exec {args} 2>&-"], capture_output=True, timeout=120)
     assert done.returncode == 4
+
+
+@pytest.mark.parametrize(("error", "code"), [(OSError(28, "full"), 4), (FormatError("changed"), 3)])
+def test_an_answer_that_is_not_saved_is_an_error(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    model_file: Path,
+    tmp_path: Path,
+    error: Exception,
+    code: int,
+) -> None:
+    def save(self: SessionFile, conversation: object) -> None:
+        raise error
+
+    monkeypatch.setattr(SessionFile, "save", save)
+    session = str(tmp_path / "s.json")
+    args = ["-m", str(model_file), "-p", "hi", "-n", "4", "-t", "1", "--session", session]
+    assert main(args) == code
+    out, err = capsys.readouterr()
+    assert out.strip()
+    assert str(error.args[-1]) in err.splitlines()[-1]
