@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
@@ -497,6 +497,31 @@ def test_instructions_to_think_follow_a_system_message() -> None:
     assert prepared(TURNS, None) == TURNS
     assert prepared(TURNS[1:], own) == TURNS[1:]
     assert TURNS[0]["content"] == "Be brief."  # what is saved is what was typed
+
+
+def rendered(text: str) -> str:
+    """What --markdown shows, without white space."""
+    out = io.StringIO()
+    printer = MarkdownPrinter(out, None, colour="off")
+    printer.write("content", text)
+    printer.end()
+    return "".join(out.getvalue().split())
+
+
+# Words, and no character that is Markdown's own but those of HTML.
+PLAIN = st.text("abXY äß0(<>/!?.,'\"$%&{\n", min_size=1).map(
+    lambda text: "\n".join(line.lstrip("> ") for line in text.split("\n"))
+)
+
+
+@given(PLAIN)
+@example("<vector> of int")
+@example("a <b>bold</b> word")
+@example("<div>\na\n</div>\n\n<!-- b -->\n<?c?>\n<script>\nd\n</script>")
+@example("std::vector<int> v;\ntemplate<class T>")
+@example("[a]: b")
+def test_markdown_loses_no_character(text: str) -> None:
+    assert rendered(text) == "".join(text.split())
 
 
 @pytest.mark.parametrize("exists", [False, True])
