@@ -552,3 +552,11 @@ def test_a_session_through_a_link_keeps_the_link(tmp_path: Path, exists: bool) -
     assert link.is_symlink()
     assert load_conversation(folder / "real.json") == talk
     assert [p.name for p in folder.iterdir()] == ["real.json"]
+
+
+def test_a_context_length_that_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert build_parser().parse_args(["-c", "auto"]).ctx_size == "auto"
+    assert build_parser().parse_args(["-c", "64"]).ctx_size == 64
+    with pytest.raises(SystemExit, match="2"):
+        build_parser().parse_args(["-c", "abc"])
+    assert "-c/--ctx-size: 'abc' is no number of tokens, nor auto" in capsys.readouterr().err
