@@ -470,3 +470,21 @@ def test_an_answer_that_is_not_saved_is_an_error(
     out, err = capsys.readouterr()
     assert out.strip()
     assert str(error.args[-1]) in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("full", ["standard output", "/dev/full"])
+def test_a_full_disk_is_not_blamed_on_the_model(model_file: Path, full: str) -> None:
+    """The one that was written to is named, in one line; also where the end of the run finds out."""
+    args = ["-m", model_file, "-p", "hi", "-n", 4, "-t", 1, "--no-show-timings"]
+    to = ">/dev/full" if full == "standard output" else "-o /dev/full"
+    command = f"exec {shlex.join(map(str, [*CLI, *args]))} {to}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 4
+    assert done.stderr == f"sardine-cli: error: {full}: No space left on device\n"
+
+
+def test_a_full_disk_at_the_end() -> None:
+    command = f"exec {shlex.join(CLI)} --completion-bash >/dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 4
+    assert done.stderr == "sardine-cli: error: standard output: No space left on device\n"
