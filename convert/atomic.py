@@ -120,8 +120,12 @@ class AtomicFile:
     def write(self, data: Any) -> None:
         """Writes all of a bytes-like object."""
         view = memoryview(data)
-        while len(view):
-            view = view[os.write(self._fd, view) :]
+        try:
+            while len(view):
+                view = view[os.write(self._fd, view) :]
+        except OSError as e:
+            e.filename = str(self.path)  # a failed write does not know its file
+            raise
 
     def commit(self, verify: Callable[[Path], None], force: bool) -> None:
         """Syncs, verifies the temporary file, moves it to the destination, syncs the folder."""

@@ -23,4 +23,6 @@ def main() -> int:
             print(f"{found['status']:7}  {found['name']}  {found['finding']}")
             print(f"{'':7}  {'':12}  -> {found['remedy']}")
         return 1
+    except KeyboardInterrupt:
+        return 130
     return examine()

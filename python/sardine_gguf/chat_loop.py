@@ -270,18 +270,26 @@ class Chat:
             except (SardineError, ValueError, OSError, MemoryError) as e:
                 hint = "; /clear starts over" if isinstance(e, ContextOverflow) else ""
                 self.say(f"error: {error_text(e)}{hint}")
-            self.autosave()
+            self._autosave()
             if single_turn and self.last is not before:
                 return
 
-    def autosave(self) -> None:
-        """Writes the file of --session if anything has changed. An error is a note: the chat goes on."""
+    def save_session(self) -> None:
+        """Writes the file of --session if anything has changed.
+
+        Raises:
+            FormatError: another program has changed it.
+            OSError: it cannot be written.
+        """
         now = self._snapshot()
-        if self._session is None or now == self._saved:
-            return
-        try:
+        if self._session is not None and now != self._saved:
             self._session.save(self.conversation())
             self._saved = now
+
+    def _autosave(self) -> None:
+        # An error is a note here: the chat goes on.
+        try:
+            self.save_session()
         except (OSError, SardineError) as e:
             self.say(f"error: the session is not saved: {error_text(e)}")
 

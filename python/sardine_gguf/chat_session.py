@@ -34,6 +34,8 @@ class Conversation:
 def save_conversation(path: str | os.PathLike[str], conversation: Conversation) -> None:
     """Writes a conversation, only for its owner to read; the file appears complete or not at all.
 
+    Of a symbolic link the file that it names is written, and the link stays.
+
     Raises:
         OSError: it cannot be written.
     """
@@ -46,7 +48,7 @@ def save_conversation(path: str | os.PathLike[str], conversation: Conversation) 
         "settings": conversation.settings,
         "messages": conversation.messages,
     }
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(21, "it is a folder, expected a file name", str(target))
     text = json.dumps(document, ensure_ascii=False, indent=2) + "\n"
@@ -143,8 +145,8 @@ class SessionFile:
         self.start: Conversation | None = None
         if self._seen is not None:
             self.start = load_conversation(path)
-        elif not os.access(Path(path).absolute().parent, os.W_OK | os.X_OK):
-            folder = str(Path(path).absolute().parent)
+        folder = os.path.dirname(os.path.realpath(path))  # noqa: PTH120
+        if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "a session cannot be saved in this folder", folder)
 
     def save(self, conversation: Conversation) -> None:

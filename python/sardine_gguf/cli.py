@@ -37,6 +37,33 @@ def _check_use(args: argparse.Namespace) -> None:
         raise ValueError("--example and -m both name a model: use one")
 
 
+# Flags of files that are read, and of files that are written as they are found.
+_INPUTS = {
+    "-m": "model",
+    "--adapter": "adapter",
+    "-f": "file",
+    "-sysf": "system_prompt_file",
+    "--session": "session",
+    "--chat-template-file": "chat_template_file",
+    "--grammar-file": "grammar_file",
+    "--json-schema-file": "json_schema_file",
+}
+_OUTPUTS = {"-o": "output", "--log-file": "log_file"}
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Raises ValueError where an output would be written over an input, or over another output."""
+    from sardine_gguf.output_file import same_file
+
+    taken = [(flag, getattr(args, name)) for flag, name in _INPUTS.items()]
+    for flag, name in _OUTPUTS.items():
+        path = getattr(args, name)
+        for other, used in taken:
+            if path and used and used != "-" and same_file(path, used):
+                raise ValueError(f"{flag} {path} is the file of {other}: name another one")
+        taken.append((flag, path))
+
+
 def _single_prompt(args: argparse.Namespace) -> str | None:
     """The text to answer once, or None for a chat."""
     from sardine_gguf.text_files import read_text_file
@@ -133,6 +160,7 @@ def run(args: argparse.Namespace) -> int:
 
         print(without_model(), file=sys.stderr)
         return EXIT_USAGE
+    _check_outputs(args)
     with (
         library_log(args.verbosity, args.log_file, everything=args.verbose),
         _load(args) as model,
@@ -156,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
             chat.report(turn)
         else:
             turn = chat.ask(prompt.strip())
-            chat.autosave()
+            chat.save_session()
         return EXIT_INTERRUPTED if turn.interrupted else EXIT_OK
 
 

@@ -12,7 +12,12 @@ from sardine_gguf.program import EXIT_CODES
 
 
 def _context_length(text: str) -> int | Literal["auto"]:
-    return "auto" if text == "auto" else int(text)
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens, nor auto") from None
 
 
 def logit_bias(text: str) -> tuple[int, float]:

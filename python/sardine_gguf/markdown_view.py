@@ -6,12 +6,19 @@ import re
 import time
 from typing import TextIO
 
+from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
 
 from sardine_gguf.terminal import ColourMode, Printer, clean, wants_colour
 
+# rich leaves HTML and definitions of links out; a type like `<int>` in an answer is text.
+_PARSER = (
+    MarkdownIt()
+    .enable(["strikethrough", "table"])
+    .disable(["html_block", "html_inline", "reference"])
+)
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 
 
@@ -91,4 +98,6 @@ class MarkdownPrinter:
 
     @staticmethod
     def _markdown(text: str) -> Markdown:
-        return Markdown(text, hyperlinks=False)
+        shown = Markdown("", hyperlinks=False)
+        shown.markup, shown.parsed = text, _PARSER.parse(text)
+        return shown

@@ -86,15 +86,19 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
             llama, n_batch=n_batch, n_threads=n_threads, kv_type=kv_type
         )
         options = ContextOptions(n_ctx, n_batch, n_threads, kv_type, delta_mode)
-        self._model = _native.Model(
-            encoded_path(path),
-            n_threads=n_threads or 0,
-            adapter=None if adapter is None else encoded_path(adapter),
-            n_gpu_layers=native_layers(n_gpu_layers),
-            n_ctx=n_ctx if isinstance(n_ctx, int) else 0,
-            n_batch=n_batch,
-            kv_type=kv_type,
-        )
+        try:
+            self._model = _native.Model(
+                encoded_path(path),
+                n_threads=n_threads or 0,
+                adapter=None if adapter is None else encoded_path(adapter),
+                n_gpu_layers=native_layers(n_gpu_layers),
+                n_ctx=n_ctx if isinstance(n_ctx, int) else 0,
+                n_batch=n_batch,
+                kv_type=kv_type,
+            )
+        except OSError as e:
+            e.filename = e.filename or os.fspath(path)
+            raise
         if not self._model.adapter_fits_norms():
             warnings.warn(
                 f"{os.fspath(adapter or '')}: the base has the right shape, but its norms are not those of "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +20,15 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
     )
 
     check_destination(path, [p for p in inputs if p.exists()], force=True)
+
+
+def same_file(a: str, b: str) -> bool:
+    """True where two names are of one regular file, or of one that does not exist yet."""
+    try:
+        first, second = Path(a).stat(), Path(b).stat()
+    except (OSError, ValueError):
+        return os.path.realpath(a) == os.path.realpath(b)
+    return os.path.samestat(first, second) and stat.S_ISREG(first.st_mode)
 
 
 def replace_file(path: Path, data: bytes) -> None:

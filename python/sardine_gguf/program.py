@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -27,12 +28,35 @@ def error_text(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def _open_closed_streams() -> None:
+    """Standard streams that were closed (>&-) lead nowhere, and no other file takes their number."""
+    while True:
+        fd = os.open(os.devnull, os.O_RDWR)
+        if fd > 2:
+            os.close(fd)
+            break
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
+
+
+def _leave_stdout() -> None:
+    # Nobody takes it: keep the interpreter from flushing into it at its end.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# Errors of writing. Those of files name the file; of a standard stream nobody does.
+_WRITING = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
+
+
 def run_program(
     parser: argparse.ArgumentParser,
     run: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None,
 ) -> int:
     """Parses the arguments, runs, and turns exceptions into a line and an exit code."""
+    _open_closed_streams()
     args = parser.parse_args(argv)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -43,17 +67,20 @@ def run_program(
         return code
 
     try:
-        return run(args)
-    except BrokenPipeError:
-        # The reader left; keep the interpreter from flushing into the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader left
+        _leave_stdout()
         return EXIT_OK
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except FormatError as e:
         return fail(e, EXIT_FORMAT)
     except OSError as e:
-        e.filename = e.filename or getattr(args, "model", None)
+        if not e.filename and e.errno in _WRITING:
+            e.filename = "standard output"
+            _leave_stdout()
         return fail(error_text(e), EXIT_IO)
     except (SardineError, MemoryError) as e:
         return fail(e, EXIT_ERROR)

@@ -171,6 +171,27 @@ def compare(args: argparse.Namespace, model: Sardine, routed: list[RoutedPrompt]
         return agreement(joined([r.routes for r in routed]), joined([r.routes for r in second]))
 
 
+def _drawn(
+    args: argparse.Namespace, out: dict[str, Any], routed: list[RoutedPrompt]
+) -> list[tuple[Path, bytes]]:
+    """The files to write, all of them finished, so that an error leaves none behind."""
+    files = []
+    if args.output is not None:
+        from sardine_gguf.routing_page import page
+
+        files.append((Path(args.output), page(out, routed).encode()))
+    if args.png is not None:
+        from sardine_gguf.routing_plot import picture
+
+        try:
+            files.append((Path(args.png), picture(out)))
+        except ImportError as e:
+            raise ValueError(
+                f"--png needs matplotlib ({e}): pip install 'sardine_gguf[plot]'"
+            ) from None
+    return files
+
+
 def run(args: argparse.Namespace) -> int:
     """Routes, writes and prints; errors are the caller's."""
     check_options(args)
@@ -183,19 +204,8 @@ def run(args: argparse.Namespace) -> int:
         out = figures(model, routed)
         if found:
             out["compare"] = {"model": args.compare, **agreement_figures(layers, found)}
-        if args.output is not None:
-            from sardine_gguf.routing_page import page
-
-            replace_file(Path(args.output), page(out, routed).encode())
-        if args.png is not None:
-            from sardine_gguf.routing_plot import picture
-
-            try:
-                replace_file(Path(args.png), picture(out))
-            except ImportError as e:
-                raise ValueError(
-                    f"--png needs matplotlib ({e}): pip install 'sardine_gguf[plot]'"
-                ) from None
+        for path, data in _drawn(args, out, routed):
+            replace_file(path, data)
         if args.json:
             print(json.dumps(out, indent=1, allow_nan=False))
         else:

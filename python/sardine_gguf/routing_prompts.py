@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from sardine_gguf.model import Sardine
 from sardine_gguf.routes import Routes
 
 MAX_PROMPTS = 10_000
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,11 @@ def read_prompts(path: str) -> list[Prompt]:
         raise fail('expected an object of lists of texts, {"math": ["What is 2 + 2?"], ...}')
     found = []
     for group, texts in groups.items():
-        for text in [texts] if isinstance(texts, str) else texts or ():
+        if not isinstance(texts, str | list):
+            raise fail(
+                f"'{one_line(group)}' is {json.dumps(texts)[:40]}, expected a text or a list of texts"
+            )
+        for text in [texts] if isinstance(texts, str) else texts:
             if not isinstance(text, str):
                 raise fail(
                     f"a text of '{one_line(group)}' is a {type(text).__name__}, expected a string"
@@ -92,8 +98,8 @@ def read_prompts(path: str) -> list[Prompt]:
 
 
 def one_line(text: str, longest: int = 80) -> str:
-    """The text's beginning on one line."""
-    line = " ".join(text[: 4 * longest].split())
+    """The text's beginning on one line, lone surrogates (from "\\ud800" in JSON) as U+FFFD."""
+    line = " ".join(_SURROGATE.sub("\ufffd", text[: 4 * longest]).split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 

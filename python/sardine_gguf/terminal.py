@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Callable
 from typing import Literal, TextIO
 
-# C0 and C1 controls but tab and newline, and the marks that reorder text.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# C0 and C1 controls but tab and newline, the marks that reorder text, and halves of characters.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 DIM = "\x1b[2m"
 BOLD = "\x1b[1m"
@@ -20,7 +20,10 @@ ColourMode = Literal["auto", "on", "off"]
 
 
 def clean(text: str) -> str:
-    """The text with control characters replaced, so that a model cannot drive the terminal."""
+    """The text with control characters and lone surrogates replaced by U+FFFD.
+
+    A model cannot drive the terminal with it, and it can be encoded.
+    """
     return _UNSAFE.sub("\ufffd", text)
 
 

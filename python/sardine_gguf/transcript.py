@@ -18,8 +18,12 @@ class Transcript:
     def add(self, question: str, answer: str) -> None:
         """Appends a turn; what a person said is quoted."""
         quoted = "".join(f"> {line}\n" for line in question.splitlines())
-        self._file.write(f"{quoted}\n{answer}\n\n")
-        self._file.flush()
+        try:
+            self._file.write(f"{quoted}\n{answer}\n\n")
+            self._file.flush()
+        except OSError as e:
+            e.filename = self._file.name  # a failed write does not know its file
+            raise
 
     def close(self) -> None:
         """Closes the file."""

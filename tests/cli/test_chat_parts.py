@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
@@ -497,3 +497,66 @@ def test_instructions_to_think_follow_a_system_message() -> None:
     assert prepared(TURNS, None) == TURNS
     assert prepared(TURNS[1:], own) == TURNS[1:]
     assert TURNS[0]["content"] == "Be brief."  # what is saved is what was typed
+
+
+def rendered(text: str) -> str:
+    """What --markdown shows, without white space."""
+    out = io.StringIO()
+    printer = MarkdownPrinter(out, None, colour="off")
+    printer.write("content", text)
+    printer.end()
+    return "".join(out.getvalue().split())
+
+
+# Words, and no character that is Markdown's own but those of HTML.
+PLAIN = st.text("abXY äß(<>/!?.,'\"$%&{\n", min_size=1).map(
+    lambda text: "\n".join(line.lstrip("> ") for line in text.split("\n"))
+)
+
+
+@given(PLAIN)
+@example("<vector> of int")
+@example("a <b>bold</b> word")
+@example("<div>\na\n</div>\n\n<!-- b -->\n<?c?>\n<script>\nd\n</script>")
+@example("std::vector<int> v;\ntemplate<class T>")
+@example("[a]: b")
+def test_markdown_loses_no_character(text: str) -> None:
+    assert rendered(text) == "".join(text.split())
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_session_in_a_read_only_folder_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, exists: bool
+) -> None:
+    path = tmp_path / "s.json"
+    if exists:
+        save_conversation(path, Conversation())
+    SessionFile(str(path))
+    real = os.access  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda p, mode: not mode & os.W_OK and real(p, mode))
+    with pytest.raises(PermissionError, match="a session cannot be saved in this folder"):
+        SessionFile(str(path))
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_session_through_a_link_keeps_the_link(tmp_path: Path, exists: bool) -> None:
+    folder, link = tmp_path / "elsewhere", tmp_path / "s.json"
+    folder.mkdir()
+    link.symlink_to(folder / "real.json")
+    talk = Conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    if exists:
+        save_conversation(folder / "real.json", Conversation())
+    session = SessionFile(str(link))
+    session.save(talk)
+    session.save(talk)
+    assert link.is_symlink()
+    assert load_conversation(folder / "real.json") == talk
+    assert [p.name for p in folder.iterdir()] == ["real.json"]
+
+
+def test_a_context_length_that_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert build_parser().parse_args(["-c", "auto"]).ctx_size == "auto"
+    assert build_parser().parse_args(["-c", "64"]).ctx_size == 64
+    with pytest.raises(SystemExit, match="2"):
+        build_parser().parse_args(["-c", "abc"])
+    assert "-c/--ctx-size: 'abc' is no number of tokens, nor auto" in capsys.readouterr().err

@@ -6,13 +6,15 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sardine_gguf import _native
+from sardine_gguf import FormatError, _native
+from sardine_gguf.chat_session import SessionFile
 from sardine_gguf.cli import main
 from screens import CLI, Emulated
 
@@ -397,3 +399,92 @@ def test_the_log_ends_with_the_program(model_file: Path, tmp_path: Path) -> None
     )
     assert "vocab" in file.read_text()
     assert (logger.handlers, logger.level) == before
+
+
+@pytest.mark.parametrize("flag", ["-o", "--log-file"])
+@pytest.mark.parametrize("link", ["none", "hard", "symbolic"])
+def test_outputs_never_go_over_inputs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, flag: str, link: str
+) -> None:
+    """Each file that is read, by its name or by a link, is as before; nothing is loaded."""
+    inputs = (
+        *("-m", "--adapter", "-f", "-sysf", "--session", "--chat-template-file"),
+        *("--grammar-file", "--json-schema-file"),
+    )
+    for number, name in enumerate(inputs):
+        file = tmp_path / f"{number}"
+        file.write_text("as before")
+        output = file
+        if link != "none":
+            output = tmp_path / f"{number}.link"
+            output.hardlink_to(file) if link == "hard" else output.symlink_to(file)
+        model = [] if name == "-m" else ["-m", str(tmp_path / "missing.gguf")]
+        assert main([*model, name, str(file), flag, str(output)]) == 2
+        assert f"is the file of {name}: name another one" in capsys.readouterr().err
+        assert file.read_text() == "as before"
+
+
+def test_outputs_are_two_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    new = str(tmp_path / "new")
+    assert main(["-m", "missing.gguf", "-p", "hi", "-o", new, "--log-file", new]) == 2
+    assert "--log-file" in capsys.readouterr().err
+    assert not Path(new).exists()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_lead_nowhere(model_file: Path, tmp_path: Path, closed: str) -> None:
+    """And the files that are opened do not get their output."""
+    said = tmp_path / "said"
+    args = [*CLI, "-m", model_file, "-p", "hi", "-n", 4, "-t", 1, "-o", said]
+    command = f"exec {shlex.join(map(str, args))} {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr
+    assert bool(done.stdout.strip()) == (">&-" not in closed.split())
+    assert said.read_text().startswith("> hi\n")
+    assert "prompt tokens" not in said.read_text()
+
+
+def test_an_error_with_standard_error_closed_keeps_its_exit_code(tmp_path: Path) -> None:
+    args = shlex.join([*CLI, "-m", str(tmp_path / "missing.gguf"), "-p", "hi"])
+    done = subprocess.run(["bash", "-c", f"exec {args} 2>&-"], capture_output=True, timeout=120)
+    assert done.returncode == 4
+
+
+@pytest.mark.parametrize(("error", "code"), [(OSError(28, "full"), 4), (FormatError("changed"), 3)])
+def test_an_answer_that_is_not_saved_is_an_error(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    model_file: Path,
+    tmp_path: Path,
+    error: Exception,
+    code: int,
+) -> None:
+    def save(self: SessionFile, conversation: object) -> None:
+        raise error
+
+    monkeypatch.setattr(SessionFile, "save", save)
+    session = str(tmp_path / "s.json")
+    args = ["-m", str(model_file), "-p", "hi", "-n", "4", "-t", "1", "--session", session]
+    assert main(args) == code
+    out, err = capsys.readouterr()
+    assert out.strip()
+    assert str(error.args[-1]) in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("full", ["standard output", "/dev/full"])
+def test_a_full_disk_is_not_blamed_on_the_model(model_file: Path, full: str) -> None:
+    """The one that was written to is named, in one line; also where the end of the run finds out."""
+    args = ["-m", model_file, "-p", "hi", "-n", 4, "-t", 1, "--no-show-timings"]
+    to = ">/dev/full" if full == "standard output" else "-o /dev/full"
+    command = f"exec {shlex.join(map(str, [*CLI, *args]))} {to}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 4
+    assert done.stderr == f"sardine-cli: error: {full}: No space left on device\n"
+
+
+def test_a_full_disk_at_the_end() -> None:
+    command = f"exec {shlex.join(CLI)} --completion-bash >/dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 4
+    assert done.stderr == "sardine-cli: error: standard output: No space left on device\n"

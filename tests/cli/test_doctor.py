@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,3 +134,39 @@ def test_gpus() -> None:
     assert (check.status, "no GPU" in check.finding) == ("warning", True)
     check = gpu_support({**both, "devices": [("RTX", 3 << 30, 4 << 30)]})
     assert (check.status, check.finding) == ("ok", "CPU, RTX (3.0 of 4.0 GiB free)")
+
+
+SCRIPTS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+    "scripts"
+]
+_START = """
+import importlib, sys
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "sardine_gguf":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+module, name = sys.argv[1].split(":")
+sys.exit(getattr(importlib.import_module(module), name)())
+"""
+
+
+@pytest.mark.parametrize("program", SCRIPTS)
+def test_interrupted_while_it_is_imported(program: str) -> None:
+    """Ctrl-C in the first moment of any program: the exit code, and no traceback."""
+    args = [sys.executable, "-c", _START, SCRIPTS[program]]
+    done = subprocess.run(args, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("program", SCRIPTS)
+def test_each_script_starts_its_program(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "--help"])
+    module, name = SCRIPTS[program].split(":")
+    with pytest.raises(SystemExit, match="0"):
+        getattr(import_module(module), name)()
+    assert f"usage: {program} " in capsys.readouterr().out

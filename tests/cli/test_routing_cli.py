@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from make_checkpoint import srde_checkpoint, tiny_base
-from sardine_gguf import Sardine, routing_cli
+from sardine_gguf import FormatError, Sardine, routing_cli
 from sardine_gguf.convert import convert, write_base
 from sardine_gguf.expert_colours import expert_colours, sgr_colour
 from sardine_gguf.routing_page import _inert_json
+from sardine_gguf.routing_prompts import read_prompts
 
 TEXTS = ("one two three", "the rain in Spain stays mainly")
 
@@ -225,3 +227,44 @@ def test_colours() -> None:
     assert sgr_colour("#000000") == "\x1b[38;5;16m"
     assert sgr_colour("#8a8a8a") == "\x1b[38;5;245m"
     assert len({sgr_colour(c) for c in colours[:10]}) == 10
+
+
+@pytest.mark.parametrize("value", [5, 0, True, False, None, 1.5, {"x": 1}, {}])
+def test_a_group_is_a_text_or_a_list(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"b": ["fine"], "a": value}))
+    with pytest.raises(FormatError, match=r"'a' is .*, expected a text or a list of texts"):
+        read_prompts(str(path))
+
+
+def test_lone_surrogates_in_names(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, folder: Path
+) -> None:
+    """Every output shows them as U+FFFD."""
+    texts = tmp_path / "p.json"
+    texts.write_text(json.dumps({"a\ud800b": ["one \udc00 two"], "c": "three"}))
+    page, png = tmp_path / "r.html", tmp_path / "r.png"
+    args = ("-m", "@f32.gguf", "--prompts", str(texts), "-o", str(page), "--png", str(png))
+    code, out, err = run(capsys, folder, *args)
+    assert code == 0, err
+    assert "a\ufffdb" in out
+    assert r"a\ufffdb" in page.read_text("utf-8")  # as JSON
+    assert png.read_bytes().startswith(b"\x89PNG")
+    code, out, _ = run(capsys, folder, *args, "--json")
+    assert json.loads(out)["groups"][0]["group"] == "a\ufffdb"
+
+
+def test_a_failed_picture_leaves_no_page(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    folder: Path,
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    page, png = tmp_path / "r.html", tmp_path / "r.png"
+    code, _, err = run(
+        capsys, folder, "-m", "@f32.gguf", "-p", "hi", "-o", str(page), "--png", str(png)
+    )
+    assert code == 2
+    assert "--png needs matplotlib" in err
+    assert list(tmp_path.iterdir()) == []
