@@ -42,8 +42,14 @@ def cut(sdist: Path, out: Path) -> None:
         for member in archive:
             path = PurePosixPath(*PurePosixPath(member.name).parts[1:])
             if path.parts and member.isfile() and wanted(path):
-                member.name = str(path)
-                archive.extract(member, out, filter="data")
+                # Python before 3.11.4 has no extraction filters; only plain files are wanted anyway.
+                content = archive.extractfile(member)
+                if content is None or ".." in path.parts:
+                    continue
+                target = out / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content.read())
+                target.chmod(0o755 if member.mode & 0o100 else 0o644)
 
 
 def main() -> int:
