@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sardine_gguf import _native
+from sardine_gguf.output_file import replaced_file
 
 KvType = Literal["f16", "f32", "q8_0"]
 KV_TYPES = get_args(KvType)
@@ -81,18 +82,8 @@ def save_state(session: _native.Session, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    from sardine_gguf.convert.atomic import AtomicFile, sweep  # type: ignore[import-untyped,unused-ignore]
-
-    target = Path(path)
-    try:
-        sweep(target)
-        with AtomicFile(target) as out:
-            session.save(out.write)
-            out.commit(lambda _: None, force=True)
-    except OSError as e:
-        if e.filename is None:  # a failed write does not know its file
-            e.filename = str(target)
-        raise
+    with replaced_file(Path(path)) as append:
+        session.save(append)
 
 
 def load_state(session: _native.Session, state: object) -> None:

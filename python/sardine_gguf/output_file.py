@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 def check_output(path: Path, inputs: Iterable[Path]) -> None:
@@ -31,8 +33,9 @@ def same_file(a: str, b: str) -> bool:
     return os.path.samestat(first, second) and stat.S_ISREG(first.st_mode)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file in the place of any before.
+@contextlib.contextmanager
+def replaced_file(path: Path) -> Iterator[Callable[[Any], None]]:
+    """Gives a function that appends bytes to a file, which takes the place of any before at the end.
 
     Raises:
         OSError: it cannot be written.
@@ -45,9 +48,9 @@ def replace_file(path: Path, data: bytes) -> None:
     try:
         sweep(path)
         with AtomicFile(path) as out:
-            out.write(data)
+            yield out.write
             out.commit(lambda _: None, force=True)
     except OSError as e:
-        if e.filename is None:  # a failed write does not know its file
+        if e.filename is None:  # a failed sync does not know its file
             e.filename = str(path)
         raise

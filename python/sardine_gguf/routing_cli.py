@@ -11,7 +11,7 @@ from typing import Any
 
 from sardine_gguf.errors import FormatError
 from sardine_gguf.model import Sardine
-from sardine_gguf.output_file import check_output, replace_file
+from sardine_gguf.output_file import check_output, replaced_file
 from sardine_gguf.program import EXIT_CODES, EXIT_OK, run_program
 from sardine_gguf.routes import Routes, agreement, joined
 from sardine_gguf.routing_figures import (
@@ -205,7 +205,8 @@ def run(args: argparse.Namespace) -> int:
         if found:
             out["compare"] = {"model": args.compare, **agreement_figures(layers, found)}
         for path, data in _drawn(args, out, routed):
-            replace_file(path, data)
+            with replaced_file(path) as append:
+                append(data)
         if args.json:
             print(json.dumps(out, indent=1, allow_nan=False))
         else:

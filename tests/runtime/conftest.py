@@ -5,13 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from models import TinyModel, make_model
+from models import EXAMPLE, TinyModel, make_model
+from sardine_gguf.convert import write_base
 
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for converted models."""
     return tmp_path_factory.mktemp("runtime")
+
+
+@pytest.fixture(scope="session")
+def example_base(workshop: Path) -> Path:
+    """The bundled example's base alone, with its tokenizer and template."""
+    path = workshop / "example-base.gguf"
+    write_base(EXAMPLE / "base", path, "q8_0", n_threads=1)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from sardine_gguf import Sardine
 from sardine_gguf.convert import convert
 
 VOCAB = 320
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-sardine"
 
 
 @dataclass(frozen=True)

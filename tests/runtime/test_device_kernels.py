@@ -24,25 +24,7 @@ ORDERS = ("forward", "backward", "random")
 
 def run(problem: Problem, kernel: str, **device: Any) -> list[NDArray[np.float32]]:
     """What the emulated kernel gives."""
-    rows, cols, block = problem.shape
-    shared = dict(
-        zip(("shared", "shared_type", "shared_scale"), problem.shared or (), strict=False)
-    )
-    return _native.device_delta(
-        kernel,
-        problem.row_ptr,
-        problem.col,
-        problem.val,
-        problem.kind,
-        problem.scale,
-        n_rows=rows,
-        n_cols=cols,
-        block_columns=block,
-        routes=problem.routes,
-        x=problem.x,
-        **shared,
-        **device,
-    )
+    return _native.device_delta(kernel, **problem.arguments(), **device)
 
 
 def check_rows(problem: Problem, **device: Any) -> None:

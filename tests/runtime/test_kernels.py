@@ -44,22 +44,25 @@ class Problem:
 
     def run(self, path: str, n_threads: int = 1) -> NDArray[np.float32]:
         """y [n_tokens, n_rows] of a path."""
+        return _native.sparse_delta(path, **self.arguments(), n_threads=n_threads)
+
+    def arguments(self) -> dict[str, Any]:
+        """What a kernel is called with, by the names that the bindings use."""
         rows, cols, block = self.shape
-        return _native.sparse_delta(
-            path,
-            self.row_ptr,
-            self.col,
-            self.val,
-            self.kind,
-            self.scale,
-            n_rows=rows,
-            n_cols=cols,
-            block_columns=block,
-            routes=self.routes,
-            x=self.x,
-            n_threads=n_threads,
-            **dict(zip(("shared", "shared_type", "shared_scale"), self.shared or (), strict=False)),
-        )
+        shared = zip(("shared", "shared_type", "shared_scale"), self.shared or (), strict=False)
+        return {
+            "row_ptr": self.row_ptr,
+            "col": self.col,
+            "val": self.val,
+            "type": self.kind,
+            "scale": self.scale,
+            "n_rows": rows,
+            "n_cols": cols,
+            "block_columns": block,
+            "routes": self.routes,
+            "x": self.x,
+            **dict(shared),
+        }
 
     def exact(self, path: str = "") -> tuple[NDArray[Any], NDArray[Any]]:
         """y in float64 by scipy, and the bound of each element on a path."""

@@ -15,22 +15,20 @@ import pytest
 from gguf_mutate import Gguf
 from hypothesis import given
 from hypothesis import strategies as st
+from models import EXAMPLE
 from numpy.typing import NDArray
 from sardine_gguf import FormatError, Sardine
-from sardine_gguf.convert import convert, write_base
+from sardine_gguf.convert import convert
 from sardine_gguf.logits_file import LogitsFile, decode_rows, encode_rows, row_numbers
 from sardine_gguf.perplexity import _finite, main
 from sardine_gguf.scoring import Divergence, Perplexity, cut, log_softmax, scored
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-sardine"
 N_CTX = 64
 
 
 @pytest.fixture(scope="module")
-def base(workshop: Path) -> Path:
-    path = workshop / "ppl-base.gguf"
-    write_base(EXAMPLE / "base", path, "q8_0", n_threads=1)
-    return path
+def base(example_base: Path) -> Path:
+    return example_base
 
 
 @pytest.fixture(scope="module")

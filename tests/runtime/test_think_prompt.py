@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 from sardine_gguf import Sardine
-from sardine_gguf.convert import write_base
 from sardine_gguf.think_prompt import default_think_prompt
 from test_mistral_common import (
-    BASE,
     CONVERSATIONS,
     OURS,
     Reference,
@@ -34,15 +32,8 @@ SPELLED = f"{BEFORE}[THINK]{INSIDE}[/THINK]{AFTER}"
 
 
 @pytest.fixture(scope="module")
-def plain(workshop: Path) -> Path:
-    path = workshop / "think-prompt.gguf"
-    write_base(BASE, path, "q8_0", n_threads=1)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(plain: Path) -> Iterator[Sardine]:
-    with Sardine(with_template(plain, OURS, "think.gguf"), n_threads=1) as m:
+def model(example_base: Path) -> Iterator[Sardine]:
+    with Sardine(with_template(example_base, OURS, "think.gguf"), n_threads=1) as m:
         yield m
 
 
@@ -99,9 +90,9 @@ def test_not_where_a_grammar_rules_thoughts_out(model: Sardine) -> None:
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_other_templates(plain: Path, name: str) -> None:
+def test_other_templates(example_base: Path, name: str) -> None:
     """Those without such a message, the example's own among them, are as before."""
-    with Sardine(plain, n_threads=1) as m:
+    with Sardine(example_base, n_threads=1) as m:
         assert m.chat_template.think_prompt is None
         messages = CONVERSATIONS[name]
         assert prompt_of(m, messages) == m.chat_template.encode(messages)

@@ -10,37 +10,29 @@ import pytest
 from gguf_mutate import Gguf
 from hypothesis import given
 from hypothesis import strategies as st
+from models import EXAMPLE
 from sardine_gguf import Sardine
-from sardine_gguf.convert import write_base
 from sardine_gguf.generation import Generation, TokenLoop
 from sardine_gguf.thoughts import ThoughtBudget
 
-BASE = Path(__file__).parents[2] / "examples" / "tiny-sardine" / "base"
 USER = [{"role": "user", "content": "What is 15% of 80?"}]
 THINK, END_THINK, EOS = 34, 35, 2
 
 
 @pytest.fixture(scope="module")
-def plain(workshop: Path) -> Path:
-    path = workshop / "thoughts.gguf"
-    write_base(BASE, path, "q8_0", n_threads=1)
-    return path
-
-
-@pytest.fixture(scope="module")
-def thinker(plain: Path) -> Path:
+def thinker(example_base: Path) -> Path:
     """A model whose template begins the thoughts, so that it thinks without having learned to."""
-    g = Gguf.parse(plain.read_bytes())
-    template = (BASE / "chat_template.jinja").read_text() + "{{ '[THINK]' }}"
+    g = Gguf.parse(example_base.read_bytes())
+    template = (EXAMPLE / "base" / "chat_template.jinja").read_text() + "{{ '[THINK]' }}"
     g.set("tokenizer.chat_template", "str", template)
-    path = plain.with_name("thinker.gguf")
+    path = example_base.with_name("thinker.gguf")
     path.write_bytes(g.build())
     return path
 
 
 @pytest.fixture(scope="module")
-def model(plain: Path) -> Iterator[Sardine]:
-    with Sardine(plain, n_ctx=512, n_threads=1) as m:
+def model(example_base: Path) -> Iterator[Sardine]:
+    with Sardine(example_base, n_ctx=512, n_threads=1) as m:
         yield m
 
 
