@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import difflib
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,9 @@ ExpertValue = float | str | None
 ExpertSpec = Mapping[str, ExpertValue] | Mapping[int, ExpertValue] | str
 
 MAX_BIAS = 100.0  # clamped router logits differ by at most that
-_ROUNDING = 1e-6  # a sum this near to 1 is left alone, so that settings read back are the same ones
+# Weights whose sum is this near to 1 are left alone, so that settings read back are the same ones. Where all
+# are float32, as a native context holds them, each was rounded by up to 2^-24 of itself.
+_ROUNDING, _ROUNDING_F32 = 1e-12, 6e-8
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ class ExpertSettings:
                     "not asked: give it a weight, or force none"
                 )
             total = math.fsum(forced.values())
-            scale = 1.0 if abs(total - 1.0) <= _ROUNDING else total
+            held = all(ctypes.c_float(w).value == w for w in forced.values())
+            near = _ROUNDING_F32 if held else _ROUNDING
+            scale = 1.0 if abs(total - 1.0) <= near else total
             return cls(weights=tuple(forced.get(e, 0.0) / scale for e in range(len(names))))
         bias = tuple(_bias(values.get(e, "+0")) for e in range(len(names)))
         return cls(bias=bias) if any(bias) else cls()
