@@ -205,6 +205,11 @@ def _thoughts(g: Group) -> None:
         "template's instructions to think",
     )
     g.add_argument(
+        "--think-prompt",
+        action=argparse.BooleanOptionalAction,
+        help="put the template's instructions to think after a system message (where there are any)",
+    )
+    g.add_argument(
         "--reasoning-budget",
         type=int,
         default=-1,
@@ -231,7 +236,9 @@ def _looks(g: Group) -> None:
         help="Enter begins a line, Alt-Enter sends",
     )
     g.add_argument(
-        "--markdown", action="store_true", help="render answers as Markdown on a terminal"
+        "--markdown",
+        action=argparse.BooleanOptionalAction,
+        help="render answers as Markdown on a terminal",
     )
     g.add_argument(
         "-co",
@@ -246,7 +253,6 @@ def _looks(g: Group) -> None:
     g.add_argument(
         "--show-timings",
         action=argparse.BooleanOptionalAction,
-        default=True,
         help="counts and rates after each answer, on standard error",
     )
 
