@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from typing import Literal, NoReturn
+from typing import Literal
 
 from sardine_gguf.expert_flags import add_flags as add_expert_flags
+from sardine_gguf.flag_parser import Parser
 from sardine_gguf.gpu_layers import add_gpu_flag
 from sardine_gguf.program import EXIT_CODES
 
@@ -26,23 +26,6 @@ def logit_bias(text: str) -> tuple[int, float]:
     if at < 0:
         raise ValueError(f"{text!r} is no TOKEN_ID+BIAS or TOKEN_ID-BIAS")
     return int(text[:at]), float(text[at:])
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what was probably meant by a flag that there is not."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the program with one more hint."""
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            word = message.removeprefix(prefix).split()[0]
-            known = [s for action in self._actions for s in action.option_strings]
-            near = difflib.get_close_matches(word.split("=")[0], known, n=1)
-            if not word.startswith("-"):
-                message += " (a model is named with -m, a question with -p)"
-            elif near:
-                message += f" (did you mean {near[0]}?)"
-        super().error(message)
 
 
 def build_parser() -> Parser:
