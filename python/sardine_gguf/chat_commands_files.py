@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from sardine_gguf.chat_commands import COMMANDS, PATHS
 from sardine_gguf.chat_session import load_conversation, save_conversation
+from sardine_gguf.terminal import clean_line
+from sardine_gguf.units import count_text
 
 if TYPE_CHECKING:
     from sardine_gguf.chat_loop import Chat
@@ -21,7 +23,7 @@ def save(chat: Chat, text: str) -> None:
     if path.exists():
         load_conversation(path)  # refuses to replace anything else
     save_conversation(path, chat.conversation())
-    chat.say(f"(saved to {path}: {len(chat.messages)} messages)")
+    chat.say(f"(saved to {clean_line(str(path))}: {count_text(len(chat.messages), 'message')})")
 
 
 @COMMANDS.add("/load", usage="FILE", summary="go on with a saved conversation", complete=PATHS)

@@ -8,6 +8,7 @@ from sardine_gguf.chat_commands import COMMANDS
 from sardine_gguf.chat_settings import LOOKS, SETTINGS, parsed, setting
 from sardine_gguf.chat_stats import stats_table
 from sardine_gguf.model_facts import facts
+from sardine_gguf.units import count_text
 
 if TYPE_CHECKING:
     from sardine_gguf.chat_loop import Chat
@@ -57,7 +58,12 @@ def change(chat: Chat, text: str) -> None:
             raise ValueError(f"{found.name} is on or off")
         chat.options.pop(found.name, None)
     elif found.name in LOOKS:
-        setattr(chat.looks, found.name, parsed(found, value))
+        on = parsed(found, value)
+        if found.name == "markdown" and on and chat.piece_style:
+            raise ValueError(
+                "answers are coloured by expert, not rendered: /experts colours turns that off"
+            )
+        setattr(chat.looks, found.name, on)
     else:
         chat.options[found.name] = parsed(found, value)
     shown, _ = _value(chat, found.name)
@@ -82,7 +88,7 @@ def show(chat: Chat, text: str) -> None:
     elif part == "system":
         chat.say(chat.system or "(no system message)")
     elif part == "template":
-        chat.say(chat.context.chat_template.source)
+        chat.say(chat.context.chat_template.source, as_it_is=True)
     else:
         lines = [f"{m['role']}: {m['content']}" for m in chat.messages]
         chat.say("\n".join(lines) or "(no messages)")
@@ -117,5 +123,5 @@ def think(chat: Chat, text: str) -> None:
         budget = {"on": "-1", "off": "0"}.get(text, text)
         chat.options["reasoning_budget"] = parsed(setting("reasoning_budget"), budget)
     limit = chat.options.get("reasoning_budget")
-    tokens = "no limit" if limit in (None, -1) else f"at most {limit} tokens"
+    tokens = "no limit" if limit in (None, -1) else f"at most {count_text(int(limit), 'token')}"
     chat.say(f"(thoughts are {'shown' if chat.looks.thinking else 'hidden'}, {tokens})")

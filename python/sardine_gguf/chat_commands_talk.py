@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sardine_gguf.chat_commands import COMMANDS, PATHS
+from sardine_gguf.terminal import clean_line
 from sardine_gguf.text_files import read_text_file
+from sardine_gguf.units import count_text
 
 if TYPE_CHECKING:
     from sardine_gguf.chat_loop import Chat
@@ -42,7 +44,8 @@ def read(chat: Chat, text: str) -> None:
     if "\0" in found:
         raise ValueError(f"{path}: it has null characters, expected a text file")
     chat.attached.append(found)
-    chat.say(f"({len(found):,} characters of {path.name} go before your next message)")
+    size = count_text(len(found), "character")
+    chat.say(f"({size} of {clean_line(path.name)} go before your next message)")
 
 
 @COMMANDS.add("/clear", summary="forget the conversation, but not the system message")

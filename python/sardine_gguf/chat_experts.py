@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from sardine_gguf.chat_commands import COMMANDS
+from sardine_gguf.terminal import line_width
+from sardine_gguf.wrapping import joined, wrapped
 
 if TYPE_CHECKING:
     from sardine_gguf.chat_loop import Chat
@@ -67,11 +69,12 @@ class RoutingView:
         return self.colours.style(self._chat.context.routes())
 
     def _stats(self, _: Turn) -> str:
-        return self.colours.legend(self.shares.answer, colour=False).split("  ")[0]
+        return next(iter(self.colours.legend_parts(self.shares.answer, colour=False)), "")
 
     def _legend(self, _: Turn) -> str:
         if self._show:
-            tell(self._chat, self.colours.legend(self.shares.answer, colour=coloured(self._chat)))
+            parts = self.colours.legend_parts(self.shares.answer, colour=coloured(self._chat))
+            tell(self._chat, joined(parts, "  ", line_width(self._chat.err)))
         return ""
 
 
@@ -116,6 +119,10 @@ def experts(chat: Chat, text: str) -> None:
         view = view_of(chat)
         if view is None:
             raise ValueError("nothing is routed here, so there is nothing to colour")
+        if chat.looks.markdown and not view.show:
+            raise ValueError(
+                "answers are rendered as Markdown, not coloured: /set markdown off turns that off"
+            )
         view.show = not view.show
         chat.say(f"(answers are {'coloured by expert' if view.show else 'not coloured'})")
         return
@@ -145,4 +152,5 @@ def _show(chat: Chat) -> None:
     if view and view.shares.prompt is not None:
         shares = {"prompt": view.shares.prompt, "answer": view.shares.answer}
     table = ExpertColours(names).table(shares, context.experts, colour=coloured(chat))
-    tell(chat, "\n".join(table))
+    width = line_width(chat.err)
+    tell(chat, "\n".join(wrapped(line, width) for line in table))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO
 
 from sardine_gguf.chat_commands import Leave, split_command
 from sardine_gguf.chat_commands_all import COMMANDS
 from sardine_gguf.chat_session import Conversation, SessionFile
-from sardine_gguf.chat_settings import Looks, checked_settings
-from sardine_gguf.chat_stats import stats_line
+from sardine_gguf.chat_settings import LOOKS, Looks, checked_settings
+from sardine_gguf.chat_stats import stats_parts
 from sardine_gguf.chat_turn import Output, Turn, run_turn
 from sardine_gguf.errors import ContextOverflow, FormatError, SardineError
 from sardine_gguf.generation import Generation
@@ -18,9 +19,21 @@ from sardine_gguf.markdown_view import MarkdownPrinter
 from sardine_gguf.model import Sardine
 from sardine_gguf.program import error_text
 from sardine_gguf.system_prompt import prepared
-from sardine_gguf.terminal import DIM, RESET, ColourMode, Printer, clean, wants_colour
+from sardine_gguf.terminal import (
+    DIM,
+    RESET,
+    ColourMode,
+    Printer,
+    clean,
+    clean_line,
+    line_width,
+    moves_cursor,
+    wants_colour,
+)
 from sardine_gguf.transcript import Transcript
+from sardine_gguf.units import count_text
 from sardine_gguf.waiting import Waiting
+from sardine_gguf.wrapping import joined, wrapped
 
 
 class Chat:
@@ -29,6 +42,7 @@ class Chat:
     Args:
         context: the model's context that answers; also under the name `model`.
         options: GenerationOptions of every turn.
+        fixed: names of looks, and "experts", that were asked for now and that a session does not change.
         system: the system message.
         instructions: what the template would say itself instead of a system message, put after one.
         read: returns the next message or command; raises EOFError and KeyboardInterrupt as input() does.
@@ -39,6 +53,7 @@ class Chat:
     Attributes:
         last: the last turn, None before the first.
         attached: texts that go before the next message.
+        busy: entered by the loop while it does not read; what keeps typed keys from the screen.
         piece_style: asked before each piece for the SGR sequence that colours it; only with colours.
         on_piece: called before each piece, when the context has last evaluated what it was drawn from.
         before_turn, after_turn: called around each turn; what the second return is shown, "" is nothing.
@@ -53,6 +68,7 @@ class Chat:
         system: str | None = None,
         instructions: str | None = None,
         looks: Looks | None = None,
+        fixed: Iterable[str] = (),
         read: Callable[[], str] | None = None,
         out: TextIO | None = None,
         err: TextIO | None = None,
@@ -79,8 +95,9 @@ class Chat:
         self.before_turn: list[Callable[[], None]] = []
         self.after_turn: list[Callable[[Turn], str]] = []
         self.stats_parts: list[Callable[[Turn], str]] = []
+        self.busy: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
         if session and session.start:
-            self.resume(session.start, quiet_settings=self.options)
+            self.resume(session.start, quiet_settings=self.options, fixed=fixed)
         if system is not None:
             self.system = system
         self._saved = self._snapshot()
@@ -109,15 +126,21 @@ class Chat:
     def conversation(self) -> Conversation:
         """What /save writes."""
         kept = {k: v for k, v in self.options.items() if isinstance(v, int | float | None)}
-        return Conversation(list(self.messages), kept, str(self._name()))
+        looks = {name: getattr(self.looks, name) for name in LOOKS}
+        experts = dict(self.context.experts) if self.context.expert_names else None
+        return Conversation(list(self.messages), kept, self._name(), experts, looks)
 
     def resume(
-        self, conversation: Conversation, quiet_settings: dict[str, Any] | None = None
+        self,
+        conversation: Conversation,
+        quiet_settings: Mapping[str, Any] | None = None,
+        fixed: Iterable[str] = (),
     ) -> None:
-        """Takes the place of this conversation.
+        """Takes the place of this conversation. Experts that this model does not have are told.
 
         Args:
             quiet_settings: options that were asked for now and win over saved ones.
+            fixed: looks, and "experts", that stay as they are.
 
         Raises:
             FormatError: a saved setting is not known or out of range; nothing changes.
@@ -125,13 +148,30 @@ class Chat:
         try:
             settings = checked_settings(conversation.settings)
         except ValueError as e:
-            raise FormatError(f"the saved conversation has bad settings: {e}") from None
+            name = conversation.path or "the saved conversation"
+            raise FormatError(f"{name}: bad settings: {e}", file=conversation.path) from None
+        fixed = set(fixed)
+        steered = "" if "experts" in fixed else self._steer(conversation.experts)
         self.messages = list(conversation.messages)
         self.options = {**self.options, **settings, **(quiet_settings or {})}
+        for look, on in conversation.looks.items():
+            if look not in fixed and not (look == "markdown" and self.piece_style):
+                setattr(self.looks, look, on)
         turns = sum(m["role"] == "user" for m in self.messages)
         other = conversation.model and conversation.model != self._name()
-        held = f", held with {conversation.model}" if other else ""
-        self.say(f"(goes on after {turns} turns{held})")
+        held = f", held with {clean_line(conversation.model)}" if other else ""
+        self.say(f"(goes on after {count_text(turns, 'turn')}{held}{steered})")
+
+    def _steer(self, experts: Mapping[str, float | str] | None) -> str:
+        """Takes saved settings of experts; returns what there is to say of them."""
+        if experts is None or (not experts and not self.context.expert_names):
+            return ""
+        try:
+            self.context.experts = dict(experts)
+        except ValueError as e:
+            return f"; its experts are not set here: {e}"
+        said = self.context.expert_settings(experts).text(self.context.expert_names)
+        return f"; experts {said}" if said else ""
 
     def _name(self) -> str:
         return str(self.context.metadata.get("general.name", ""))
@@ -171,7 +211,8 @@ class Chat:
 
     def _answer(self, options: dict[str, Any]) -> Turn:
         messages = prepared(self.messages, self._instructions)
-        turn = self.run(self.context.start_chat(messages, **options))
+        # `prepared` did what think_prompt would do.
+        turn = self.run(self.context.start_chat(messages, think_prompt=False, **options))
         if turn.answer:
             if self._transcript:
                 self._transcript.add(str(self.messages[-1]["content"]), turn.answer)
@@ -183,7 +224,7 @@ class Chat:
         """Runs and shows a generation."""
         for call in self.before_turn:
             call()
-        reading = f"reading {generation.timings.prompt_tokens:,} tokens"
+        reading = f"reading {count_text(generation.timings.prompt_tokens, 'token')}"
         with Waiting(reading, stream=self.err) as waiting:
             turn = run_turn(
                 generation, self._output(), on_first=waiting.stop, on_piece=self.on_piece
@@ -195,7 +236,7 @@ class Chat:
         terminal = self.out.isatty() or self.colour_mode == "on"
         # Beside an answer on a terminal thoughts are dim; where only the answer is wanted they are elsewhere.
         thoughts = None if not self.looks.thinking else self.out if terminal else self.err
-        if self.looks.markdown and self.out.isatty() and not self.piece_style:
+        if self.looks.markdown and moves_cursor(self.out):
             return MarkdownPrinter(self.out, thoughts, colour=self.colour_mode)
         return Printer(self.out, thoughts, colour=self.colour_mode, style=self.piece_style)
 
@@ -205,7 +246,7 @@ class Chat:
             self.say("(stopped)")
         elif turn.generation.finish_reason == "length":
             if self.context.n_tokens >= self.context.n_ctx:
-                self.say(f"(cut: the context of {self.context.n_ctx} tokens is full)")
+                self.say(f"(cut: the context of {count_text(self.context.n_ctx, 'token')} is full)")
             elif self._in_loop:  # elsewhere who asked for a number of tokens knows it
                 self.say("(cut: max tokens)")
         if self._in_loop and not turn.answer:
@@ -213,7 +254,8 @@ class Chat:
         for call in self.after_turn:
             self.say(call(turn))
         if self.looks.timings:
-            self.say(stats_line(turn, self.context, self.stats_words()))
+            parts = stats_parts(turn, self.context, self.stats_words())
+            self._note(joined(parts, " | ", line_width(self.err)))
 
     def stats_words(self) -> list[str]:
         """What others add to the stats of the last turn."""
@@ -221,12 +263,20 @@ class Chat:
 
     # ---- the terminal ----
 
-    def say(self, text: str) -> None:
-        """A note, apart from the answer; nothing for ""."""
+    def say(self, text: str, *, as_it_is: bool = False) -> None:
+        """A note, apart from the answer; nothing for "".
+
+        Args:
+            as_it_is: without line breaks of its own.
+        """
         if text:
             safe = clean(text)
-            colour = wants_colour(self.err, self.colour_mode)
-            print(f"{DIM}{safe}{RESET}" if colour else safe, file=self.err, flush=True)
+            self._note(safe if as_it_is else wrapped(safe, line_width(self.err)))
+
+    def _note(self, text: str) -> None:
+        safe = clean(text)
+        colour = wants_colour(self.err, self.colour_mode)
+        print(f"{DIM}{safe}{RESET}" if colour else safe, file=self.err, flush=True)
 
     def take(self, text: str) -> None:
         """Runs a command or sends a message.
@@ -260,7 +310,8 @@ class Chat:
                 return
             before = self.last
             try:
-                self.take(text)
+                with self.busy():
+                    self.take(text)
             except Leave:
                 return
             except BrokenPipeError:
@@ -293,8 +344,9 @@ class Chat:
         except (OSError, SardineError) as e:
             self.say(f"error: the session is not saved: {error_text(e)}")
 
-    def _snapshot(self) -> tuple[Sequence[dict[str, Any]], dict[str, Any]]:
-        return [dict(m) for m in self.messages], dict(self.options)
+    def _snapshot(self) -> object:
+        c = self.conversation()
+        return [dict(m) for m in c.messages], dict(self.options), c.experts, c.looks
 
 
 def _no_reader() -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sardine_gguf.chat_settings import LOOKS
 from sardine_gguf.errors import FormatError
 
 FORMAT, VERSION = "sardine_gguf chat", 1
@@ -24,11 +25,17 @@ class Conversation:
         messages: in OpenAI's shape: a system message or none, then user and assistant in turns.
         settings: generation options that differ from the model's own.
         model: name of the model that it was held with.
+        experts: how they are steered, {} for the router's choice; None if the file does not say.
+        looks: what is shown beside the answers, as `Looks` names it.
+        path: the file that it was read from, "" for none.
     """
 
     messages: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     model: str = ""
+    experts: dict[str, float | str] | None = None
+    looks: dict[str, bool] = field(default_factory=dict)
+    path: str = field(default="", compare=False)
 
 
 def save_conversation(path: str | os.PathLike[str], conversation: Conversation) -> None:
@@ -46,6 +53,8 @@ def save_conversation(path: str | os.PathLike[str], conversation: Conversation) 
         "version": VERSION,
         "model": conversation.model,
         "settings": conversation.settings,
+        "looks": conversation.looks,
+        **({} if conversation.experts is None else {"experts": conversation.experts}),
         "messages": conversation.messages,
     }
     target = Path(os.path.realpath(path))
@@ -96,10 +105,36 @@ def load_conversation(path: str | os.PathLike[str]) -> Conversation:
     if not isinstance(model, str):
         raise bad("model", "expected text")
     try:
+        looks = checked_looks(document.get("looks", {}))
+        experts = _checked_experts(document.get("experts"))
+    except ValueError as e:
+        raise bad(*str(e).split(": ", 1)) from None
+    try:
         messages = checked_messages(document.get("messages"))
     except ValueError as e:
         raise bad("messages", str(e)) from None
-    return Conversation(messages, settings, model)
+    return Conversation(messages, settings, model, experts, looks, path=name)
+
+
+def checked_looks(looks: Any) -> dict[str, bool]:
+    """The looks of a saved conversation; raises ValueError if they are none."""
+    if not isinstance(looks, dict) or not all(isinstance(v, bool) for v in looks.values()):
+        raise ValueError("looks: expected an object of true and false")
+    unknown = next((k for k in looks if k not in LOOKS), None)
+    if unknown is not None:
+        raise ValueError(f"looks: there is no {unknown!r:.40}, expected {', '.join(LOOKS)}")
+    return dict(looks)
+
+
+def _checked_experts(experts: Any) -> dict[str, float | str] | None:
+    # Whether the model has them is seen when they are set.
+    if experts is None:
+        return None
+    if not isinstance(experts, dict) or not all(
+        isinstance(v, int | float | str) and not isinstance(v, bool) for v in experts.values()
+    ):
+        raise ValueError('experts: expected an object of weights and biases, {"math": 1, ...}')
+    return dict(experts)
 
 
 def checked_messages(messages: Any) -> list[dict[str, Any]]:

@@ -33,6 +33,10 @@ def _check_use(args: argparse.Namespace) -> None:
     for name in ("system_prompt", "system_prompt_file", "session", "output"):
         if args.raw and getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} is for chats, not for --raw")
+    if args.markdown and args.show_routing:
+        raise ValueError(
+            "--markdown renders an answer, --show-routing colours it token by token: use one"
+        )
     if args.example and args.model:
         raise ValueError("--example and -m both name a model: use one")
 
@@ -113,13 +117,17 @@ def _chat(args: argparse.Namespace, model: Sardine) -> Chat:
     from sardine_gguf.system_prompt import thinking_instructions
     from sardine_gguf.transcript import Transcript
 
-    keeps = args.reasoning != "off" and not args.raw
+    keeps = args.reasoning != "off" and not args.raw and args.think_prompt is not False
+    instructions = thinking_instructions(model.chat_template) if keeps else None
+    if args.think_prompt and instructions is None:
+        raise ValueError("--think-prompt: this model's template has no instructions to think")
     chat = Chat(
         model,
         options=generation_options(args),
         system=system_prompt(args),
-        instructions=thinking_instructions(model.chat_template) if keeps else None,
-        looks=Looks(not args.hide_thinking, args.markdown, args.show_timings),
+        instructions=instructions,
+        looks=Looks(not args.hide_thinking, bool(args.markdown), args.show_timings is not False),
+        fixed=_fixed(args),
         colour=args.color,
         session=SessionFile(args.session) if args.session else None,
         transcript=Transcript(args.output) if args.output else None,
@@ -128,17 +136,32 @@ def _chat(args: argparse.Namespace, model: Sardine) -> Chat:
     return chat
 
 
+def _fixed(args: argparse.Namespace) -> list[str]:
+    """What flags decide, and a session does not."""
+    given = {
+        "thinking": args.hide_thinking,
+        "markdown": args.markdown is not None or args.show_routing,
+        "timings": args.show_timings is not None,
+        "experts": args.experts is not None,
+    }
+    return [name for name, is_given in given.items() if is_given]
+
+
 def _talk(args: argparse.Namespace, chat: Chat) -> int:
     """The chat; on terminals with line editing."""
-    if args.simple_io or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    from sardine_gguf.terminal import moves_cursor
+
+    if args.simple_io or not (sys.stdin.isatty() and moves_cursor(sys.stdout)):
         from sardine_gguf.composing import simple_reader
 
         chat.read = simple_reader(multiline=args.multiline_input)
     else:
         from sardine_gguf.line_editor import history_path, terminal_reader
+        from sardine_gguf.typed_ahead import quiet_keys
 
         history = None if args.no_history else history_path()
         chat.read = terminal_reader(chat, history=history, multiline=args.multiline_input)
+        chat.busy = lambda: quiet_keys(sys.stdin)
     chat.loop(single_turn=args.single_turn)
     stopped = args.single_turn and chat.last is not None and chat.last.interrupted
     return EXIT_INTERRUPTED if stopped else EXIT_OK
@@ -157,8 +180,10 @@ def run(args: argparse.Namespace) -> int:
         args.model = str(example_file())
     if not args.model:
         from sardine_gguf.first_minute import without_model
+        from sardine_gguf.terminal import line_width
+        from sardine_gguf.wrapping import wrapped
 
-        print(without_model(), file=sys.stderr)
+        print(wrapped(without_model(), line_width(sys.stderr)), file=sys.stderr)
         return EXIT_USAGE
     _check_outputs(args)
     with (
@@ -172,10 +197,11 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError("--raw needs a text: give it with -p, -f or on standard input")
         if prompt is None or args.verbose:
             from sardine_gguf.model_facts import facts
-            from sardine_gguf.terminal import clean, columns
+            from sardine_gguf.terminal import clean, line_width
+            from sardine_gguf.wrapping import wrapped
 
-            width = columns() if sys.stderr.isatty() else 0
-            print(clean(facts(model, width)), file=sys.stderr)
+            width = line_width(sys.stderr)
+            print(wrapped(clean(facts(model, width)), width), file=sys.stderr)
         chat = _chat(args, model)
         if prompt is None:
             return _talk(args, chat)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from typing import Literal, NoReturn
+from typing import Literal
 
 from sardine_gguf.expert_flags import add_flags as add_expert_flags
+from sardine_gguf.flag_parser import Parser
 from sardine_gguf.gpu_layers import add_gpu_flag
 from sardine_gguf.program import EXIT_CODES
 
@@ -26,23 +26,6 @@ def logit_bias(text: str) -> tuple[int, float]:
     if at < 0:
         raise ValueError(f"{text!r} is no TOKEN_ID+BIAS or TOKEN_ID-BIAS")
     return int(text[:at]), float(text[at:])
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what was probably meant by a flag that there is not."""
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the program with one more hint."""
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            word = message.removeprefix(prefix).split()[0]
-            known = [s for action in self._actions for s in action.option_strings]
-            near = difflib.get_close_matches(word.split("=")[0], known, n=1)
-            if not word.startswith("-"):
-                message += " (a model is named with -m, a question with -p)"
-            elif near:
-                message += f" (did you mean {near[0]}?)"
-        super().error(message)
 
 
 def build_parser() -> Parser:
@@ -205,6 +188,11 @@ def _thoughts(g: Group) -> None:
         "template's instructions to think",
     )
     g.add_argument(
+        "--think-prompt",
+        action=argparse.BooleanOptionalAction,
+        help="put the template's instructions to think after a system message (where there are any)",
+    )
+    g.add_argument(
         "--reasoning-budget",
         type=int,
         default=-1,
@@ -231,7 +219,9 @@ def _looks(g: Group) -> None:
         help="Enter begins a line, Alt-Enter sends",
     )
     g.add_argument(
-        "--markdown", action="store_true", help="render answers as Markdown on a terminal"
+        "--markdown",
+        action=argparse.BooleanOptionalAction,
+        help="render answers as Markdown on a terminal",
     )
     g.add_argument(
         "-co",
@@ -246,7 +236,6 @@ def _looks(g: Group) -> None:
     g.add_argument(
         "--show-timings",
         action=argparse.BooleanOptionalAction,
-        default=True,
         help="counts and rates after each answer, on standard error",
     )
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sardine_gguf.expert_colours import expert_colours, sgr_colour
 from sardine_gguf.routes import Routes
-from sardine_gguf.terminal import RESET, clean
+from sardine_gguf.terminal import RESET, clean, clean_line
 
 Floats = NDArray[np.float64]
 LEAST_SHARE = 0.005  # what a legend leaves out
@@ -23,7 +23,8 @@ class ExpertColours:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.names = [clean(n).replace("\n", "\ufffd") for n in names]
+        self._keys = list(names)
+        self.names = [clean_line(n) for n in names]
         self._sgr = [sgr_colour(c) for c in expert_colours(len(names))]
 
     def style(self, routes: Routes) -> str:
@@ -41,13 +42,17 @@ class ExpertColours:
 
     def legend(self, shares: Floats, *, colour: bool = True) -> str:
         """ "math 76 %  general 10 %", the largest first, each name in its colour; "" without any."""
+        return "  ".join(self.legend_parts(shares, colour=colour))
+
+    def legend_parts(self, shares: Floats, *, colour: bool) -> list[str]:
+        """The same, expert by expert."""
         parts = []
         for e in np.argsort(-shares, kind="stable"):
             if shares[e] < LEAST_SHARE:
                 break
             name = f"{self._sgr[e]}{self.names[e]}{RESET}" if colour else self.names[e]
             parts.append(f"{name} {100 * shares[e]:.0f} %")
-        return "  ".join(parts)
+        return parts
 
     def table(
         self, shares: dict[str, Floats], settings: dict[str, float | str], *, colour: bool
@@ -59,7 +64,7 @@ class ExpertColours:
         for e, name in enumerate(self.names):
             shown = f"{self._sgr[e]}{name}{RESET}" if colour else name
             numbers = "".join(f"  {100 * s[e]:6.1f} %" for s in shares.values())
-            value = settings.get(name)
+            value = settings.get(self._keys[e])
             said = (
                 "" if value is None else f"  {value if isinstance(value, str) else f'{value:.3g}'}"
             )

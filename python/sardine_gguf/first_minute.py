@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from sardine_gguf.errors import FormatError
 from sardine_gguf.example import example_folder
 from sardine_gguf.file_help import hint
 from sardine_gguf.model import Sardine
-from sardine_gguf.terminal import clean
+from sardine_gguf.terminal import clean, clean_line
 from sardine_gguf.waiting import Waiting
 
 
@@ -20,7 +21,7 @@ def without_model() -> str:
     example = "sardine-cli --example" if example_folder() else "make demo"
     about = "a small model that comes with it" if example_folder() else "in the repository"
     file = next((p.name for p in sorted(Path.cwd().glob("*.gguf")) if _is_gguf(p)), "FILE.gguf")
-    run = f"sardine-cli -m {file}"
+    run = f"sardine-cli -m {clean_line(shlex.quote(file))}"
     width = max(len(example), len(run))
     return "\n".join(
         (
@@ -39,12 +40,15 @@ def _is_gguf(path: Path) -> bool:
         return False
 
 
-def load_model(open_model: Callable[[], Sardine], path: str) -> Sardine:
+def load_model(
+    open_model: Callable[[], Sardine], path: str, *, program: str = "sardine-cli"
+) -> Sardine:
     """The model; its warnings become lines on standard error, and errors say what to do about the file.
 
     Args:
         open_model: loads it.
         path: its file.
+        program: whose warnings they are.
 
     Raises:
         FormatError, OSError: as the constructor, with a remedy where one is known.
@@ -67,5 +71,5 @@ def load_model(open_model: Callable[[], Sardine], path: str) -> Sardine:
         reason = f"{e.strerror or e}{f': {what}' if what else ''}"
         raise type(e)(e.errno, reason, name) from None
     for warning in caught:
-        print(f"sardine-cli: warning: {clean(str(warning.message))}", file=sys.stderr)
+        print(f"{program}: warning: {clean(str(warning.message))}", file=sys.stderr)
     return model

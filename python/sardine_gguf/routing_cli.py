@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sardine_gguf.errors import FormatError
+from sardine_gguf.expert_flags import experts_text
+from sardine_gguf.first_minute import load_model
+from sardine_gguf.flag_parser import Parser
 from sardine_gguf.model import Sardine
 from sardine_gguf.output_file import check_output, replaced_file
 from sardine_gguf.program import EXIT_CODES, EXIT_OK, run_program
-from sardine_gguf.routes import Routes, agreement, joined
+from sardine_gguf.routes import agreement, joined
 from sardine_gguf.routing_figures import (
     agreement_figures,
     agreement_lines,
@@ -21,23 +25,27 @@ from sardine_gguf.routing_figures import (
     figures,
     share_lines,
 )
+from sardine_gguf.routing_page import check_size
 from sardine_gguf.routing_prompts import (
     Prompt,
     RoutedPrompt,
+    check_texts,
+    distinct,
     encode,
     file_prompt,
     read_prompts,
     route,
     text_prompt,
 )
-from sardine_gguf.terminal import clean
+from sardine_gguf.terminal import clean_line
+from sardine_gguf.units import count_text
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of sardine-routing; flags are llama.cpp's where it has them."""
     from sardine_gguf import __version__
 
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="sardine-routing",
         description="Show which experts the router chooses for texts, or how far two files agree.",
         epilog=EXIT_CODES,
@@ -47,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--adapter", metavar="FILE", help="the experts, for a model that is their base")
     p.add_argument(
         "-f", "--file", metavar="FILE", action="append", dest="texts",
-        type=lambda path: (file_prompt, path), help="UTF-8 text; can be repeated",
+        type=lambda path: (file_prompt, path), help="UTF-8 text (-: standard input); can be repeated",
     )  # fmt: skip
     p.add_argument(
         "-p", "--prompt", metavar="TEXT", action="append", dest="texts",
@@ -70,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--compare-adapter", metavar="FILE", help="the experts for --compare's file")
     p.add_argument(
         "--experts",
+        type=experts_text,
         metavar="SET",
         help='steer them: "math=1" forces, "code=mute" mutes, "logic=+2" adds a bias',
     )
@@ -97,6 +106,9 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError("--compare-adapter needs --compare")
     if args.threads < 1 and args.threads != -1:
         raise ValueError(f"--threads is {args.threads}, expected at least 1, or -1 for all")
+    read_from = [*(value for make, value in args.texts or () if make is file_prompt), args.prompts]
+    if read_from.count("-") > 1:
+        raise ValueError("standard input can be read once: give - once")
     inputs = [args.model, args.adapter, args.prompts, args.compare, args.compare_adapter]
     inputs += [value for make, value in args.texts or () if make is file_prompt]
     for flag, path, suffix in (("-o", args.output, ".html"), ("--png", args.png, ".png")):
@@ -104,19 +116,23 @@ def check_options(args: argparse.Namespace) -> None:
             continue
         if Path(path).suffix.lower() != suffix:
             raise ValueError(f"{flag} {path}: expected a name that ends in {suffix}")
-        check_output(Path(path), [Path(p) for p in inputs if p is not None])
+        check_output(Path(path), [Path(p) for p in inputs if p not in (None, "-")])
 
 
 def open_model(args: argparse.Namespace, path: str, adapter: str | None, n_ctx: int) -> Sardine:
     """One of the files, with experts."""
-    model = Sardine(
+    model = load_model(
+        lambda: Sardine(
+            path,
+            adapter=adapter,
+            n_ctx=n_ctx,
+            n_batch=args.batch_size,
+            n_threads=None if args.threads < 0 else args.threads,
+            delta_mode=args.delta_mode,
+            experts=args.experts,
+        ),
         path,
-        adapter=adapter,
-        n_ctx=n_ctx,
-        n_batch=args.batch_size,
-        n_threads=None if args.threads < 0 else args.threads,
-        delta_mode=args.delta_mode,
-        experts=args.experts,
+        program="sardine-routing",
     )
     if not model.expert_names:
         model.close()
@@ -129,12 +145,30 @@ def open_model(args: argparse.Namespace, path: str, adapter: str | None, n_ctx: 
     return model
 
 
+def experts_a_token(model: Sardine) -> int:
+    """How many experts act on a token in each layer that has them, with the context's settings."""
+    settings = model.expert_settings(model.experts)
+    if settings.weights:
+        return sum(w > 0 for w in settings.weights)
+    n_chosen = int(model.model.experts["expert_used_count"])
+    return min(n_chosen, sum(b > -math.inf for b in settings.bias)) if settings.bias else n_chosen
+
+
 def routed_prompts(
     args: argparse.Namespace, path: str, adapter: str | None, prompts: Sequence[Prompt]
 ) -> tuple[Sardine, list[RoutedPrompt]]:
-    """Opens a file, with a context as long as the texts, and routes them."""
+    """Opens a file, with a context as long as the texts, and routes them.
+
+    Raises:
+        ValueError: a text is longer than the model was made for, the page would be too large, or --compare is
+            asked for where all experts are muted; nothing was evaluated.
+    """
     model = open_model(args, path, adapter, args.ctx_size or 16)
     try:
+        if args.compare is not None and not experts_a_token(model):
+            raise ValueError(
+                "--compare: all experts are muted, so nothing is routed that could agree"
+            )
         encoded = encode(model, prompts, chat=args.chat)
         longest = max(len(tokens) for tokens in encoded)
         trained = int(model.model.hparams["n_ctx_train"])
@@ -146,6 +180,9 @@ def routed_prompts(
         if args.ctx_size is None:
             short, model = model, model.new_context(n_ctx=longest)
             short.close()
+        if args.output is not None:
+            per_token = len(model.model.experts["layers"]) * experts_a_token(model)
+            check_size(per_token * sum(map(len, encoded)))
         return model, list(route(model, prompts, encoded))
     except BaseException:
         model.close()
@@ -195,8 +232,10 @@ def _drawn(
 def run(args: argparse.Namespace) -> int:
     """Routes, writes and prints; errors are the caller's."""
     check_options(args)
-    prompts = [make(value) for make, value in args.texts or ()]
-    prompts += read_prompts(args.prompts) if args.prompts is not None else []
+    groups = [[make(value)] for make, value in args.texts or ()]
+    groups += read_prompts(args.prompts) if args.prompts is not None else []
+    prompts = distinct(groups)
+    check_texts(prompts)
     model, routed = routed_prompts(args, args.model, args.adapter, prompts)
     with model:
         layers = list(model.model.experts["layers"])
@@ -213,24 +252,28 @@ def run(args: argparse.Namespace) -> int:
             print("\n".join(report_lines(args, model, routed)))
             if found:
                 print(
-                    f"\nagreement with {clean(Path(args.compare).name)}, {found.n_tokens:,} tokens:"
+                    f"\nagreement with {clean_line(Path(args.compare).name)}, "
+                    f"{count_text(found.n_tokens, 'token')}:"
                 )
                 print("\n".join(agreement_lines(layers, found)))
     for path in (args.output, args.png):
         if path is not None:
-            print(f"wrote {clean(path)}", file=sys.stderr)
+            print(f"wrote {clean_line(path)}", file=sys.stderr)
     return EXIT_OK
 
 
 def report_lines(args: argparse.Namespace, model: Sardine, routed: list[RoutedPrompt]) -> list[str]:
     """The figures for people."""
-    groups: dict[str, Routes] = by_group(routed)
+    groups = list(by_group(routed).items())
     if len(groups) > 1:
-        groups = {**groups, "all": joined(list(groups.values()))}
-    steered = (
-        f", {model.expert_settings(args.experts).text(model.expert_names)}" if model.experts else ""
+        total = "all texts" if any(name == "all" for name, _ in groups) else "all"
+        groups.append((total, joined([routes for _, routes in groups])))
+    settings = model.expert_settings(args.experts).text(model.expert_names)
+    steered = f", {settings}" if settings else ""
+    head = (
+        f"{clean_line(Path(args.model).name)}: share of the routing weight, "
+        f"mode {model.delta_mode}{steered}"
     )
-    head = f"{clean(Path(args.model).name)}: share of the routing weight, mode {model.delta_mode}{steered}"
     return [head, *share_lines(model.expert_names, groups)]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from sardine_gguf.model import Sardine
 from sardine_gguf.routes import AGREEMENTS, Agreement, Routes, joined
 from sardine_gguf.routing_prompts import RoutedPrompt
-from sardine_gguf.terminal import clean
+from sardine_gguf.terminal import clean_line
 
 
 def by_group(routed: Sequence[RoutedPrompt]) -> dict[str, Routes]:
@@ -50,19 +50,19 @@ def _rounded(values: Any) -> Any:
     return np.round(values, 6).tolist()
 
 
-def share_lines(names: Sequence[str], groups: dict[str, Routes]) -> list[str]:
-    """A line for each group: the share of each expert in percent, its largest last."""
-    titles = {name: clean(name)[:40] for name in groups}
-    wide = max(5, *(len(t) for t in titles.values()))
-    columns = [clean(n)[:12] for n in names]
+def share_lines(names: Sequence[str], groups: Sequence[tuple[str, Routes]]) -> list[str]:
+    """A line for each named group: the share of each expert in percent."""
+    titles = [clean_line(name)[:40] for name, _ in groups]
+    wide = max(5, *(len(t) for t in titles))
+    columns = [clean_line(n)[:12] for n in names]
     widths = [max(7, len(c)) for c in columns]
     head = "  ".join(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True))
     lines = [f"{'':{wide}}  tokens  {head}"]
-    for name, routes in groups.items():
+    for title, (_, routes) in zip(titles, groups, strict=True):
         shares = "  ".join(
             f"{100 * s:{w - 2}.1f} %" for s, w in zip(routes.shares(), widths, strict=True)
         )
-        lines.append(f"{titles[name]:{wide}}  {routes.n_tokens:6,}  {shares}")
+        lines.append(f"{title:{wide}}  {routes.n_tokens:6,}  {shares}")
     return lines
 
 

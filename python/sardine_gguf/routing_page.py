@@ -50,12 +50,7 @@ def page(figures: dict[str, Any], routed: Sequence[RoutedPrompt]) -> str:
     Raises:
         ValueError: the texts have more routes than a browser can hold.
     """
-    n_routes = sum(r.routes.ids.size for r in routed)
-    if n_routes > MAX_ROUTES:
-        raise ValueError(
-            f"a page of {n_routes:,} routes is too large for a browser, expected at most {MAX_ROUTES:,}: "
-            "give shorter texts, or use --json"
-        )
+    check_size(sum(r.routes.ids.size for r in routed))
     names = [clean(n) for n in figures["experts"]]
     data = {
         **figures,
@@ -82,6 +77,15 @@ def page(figures: dict[str, Any], routed: Sequence[RoutedPrompt]) -> str:
         script=script,
         data=_inert_json(data),
     )
+
+
+def check_size(n_routes: int) -> None:
+    """Raises ValueError for more routes, tokens x layers x experts a token, than a browser can hold."""
+    if n_routes > MAX_ROUTES:
+        raise ValueError(
+            f"a page of {n_routes:,} routes is too large for a browser, expected at most {MAX_ROUTES:,}: "
+            "give shorter texts, or use --json"
+        )
 
 
 def _strip(r: RoutedPrompt) -> dict[str, Any]:

@@ -27,9 +27,14 @@ def clean(text: str) -> str:
     return _UNSAFE.sub("\ufffd", text)
 
 
+def clean_line(text: str) -> str:
+    """The same for names of files, models and experts, which are one line: line ends and tabs go, too."""
+    return clean(text).replace("\n", "\ufffd").replace("\t", "\ufffd")
+
+
 def moves_cursor(stream: TextIO) -> bool:
     """True for a terminal that understands escape sequences."""
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
+    return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def wants_colour(stream: TextIO, mode: ColourMode = "auto") -> bool:
@@ -39,9 +44,19 @@ def wants_colour(stream: TextIO, mode: ColourMode = "auto") -> bool:
     return moves_cursor(stream) and not os.environ.get("NO_COLOR")
 
 
-def columns() -> int:
-    """Width of the terminal in characters."""
+def columns(stream: TextIO | None = None) -> int:
+    """Width in characters of the terminal that a stream is, or else of the one that the program runs on."""
+    try:
+        if stream is not None and (own := os.get_terminal_size(stream.fileno()).columns):
+            return own
+    except (OSError, ValueError):  # no terminal, or no file at all
+        pass
     return shutil.get_terminal_size().columns
+
+
+def line_width(stream: TextIO) -> int:
+    """Columns that a line may take on a terminal; 0, which is any number, elsewhere."""
+    return columns(stream) if stream.isatty() else 0
 
 
 class Printer:

@@ -11,3 +11,8 @@ def size_text(n: int) -> str:
             return f"{n} {unit}" if unit == "bytes" else f"{size:.2f} {unit}"
         size /= 1000
     return f"{size:.2f} TB"
+
+
+def count_text(n: int, thing: str) -> str:
+    """ "1 turn", "2 turns", "1,200 turns"."""
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"

@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import TextIO
 
-from sardine_gguf.terminal import ERASE_LINE, clean, columns, moves_cursor
+from sardine_gguf.terminal import ERASE_LINE, clean_line, columns, moves_cursor
 
 
 class Waiting:
@@ -27,7 +27,7 @@ class Waiting:
         self, text: str, *, stream: TextIO | None = None, after: float = 1.0, every: float = 0.2
     ) -> None:
         self._stream = stream or sys.stderr
-        self._text, self._after, self._every = clean(text), after, every
+        self._text, self._after, self._every = clean_line(text), after, every
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -57,7 +57,7 @@ class Waiting:
         wait = self._after
         while not self._done.wait(wait):
             line = f"{self._text} {time.monotonic() - start:.0f} s"
-            self._write(ERASE_LINE + line[: columns() - 1])
+            self._write(ERASE_LINE + line[: columns(self._stream) - 1])
             wait = self._every
         if wait is not self._after:
             self._write(ERASE_LINE)

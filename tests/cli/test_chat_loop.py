@@ -43,6 +43,7 @@ class FakeModel:
 
     metadata: ClassVar = {"general.name": "fake"}
     n_tokens, n_ctx = 1, 10
+    expert_names: ClassVar[list[str]] = []
 
     def __init__(self, *scripts: list[Any], seed: int = -1) -> None:
         self._scripts = iter(scripts)
@@ -51,7 +52,12 @@ class FakeModel:
         self.sampling = SamplingOptions(seed=seed)
         self.resets = 0
 
-    def start_chat(self, messages: list[dict[str, Any]], **options: Any) -> FakeGeneration:
+    def start_chat(
+        self, messages: list[dict[str, Any]], *, think_prompt: bool | None = None, **options: Any
+    ) -> FakeGeneration:
+        assert (
+            think_prompt is False
+        )  # the chat itself puts what asks for thoughts after a system message
         self.asked.append([dict(m) for m in messages])
         self.options.append(options)
         return FakeGeneration(next(self._scripts))
@@ -161,7 +167,11 @@ def test_settings_reach_the_model_and_the_file() -> None:
     c = chat(model, "/set temp 0.5", "/set max-tokens 7", "/set top_k x", "a")
     assert model.options == [{"temperature": 0.5, "max_tokens": 7}]
     assert c.conversation() == Conversation(
-        c.messages, {"temperature": 0.5, "max_tokens": 7}, "fake"
+        c.messages,
+        {"temperature": 0.5, "max_tokens": 7},
+        "fake",
+        None,
+        {"thinking": True, "markdown": False, "timings": False},
     )
 
 

@@ -29,15 +29,19 @@ from sardine_gguf.chat_session import (
     save_conversation,
 )
 from sardine_gguf.chat_settings import SETTINGS, checked_settings, parsed, setting
+from sardine_gguf.chat_stats import stats_parts, stats_table
+from sardine_gguf.chat_turn import Turn
 from sardine_gguf.cli_environment import FLAGS, SWITCHES, with_environment
 from sardine_gguf.cli_flags import build_parser, logit_bias
 from sardine_gguf.composing import is_complete, message, simple_reader
 from sardine_gguf.errors import FormatError
+from sardine_gguf.expert_view import ExpertColours
 from sardine_gguf.file_help import hint
-from sardine_gguf.first_minute import load_model
+from sardine_gguf.first_minute import load_model, without_model
+from sardine_gguf.generation import Timings
 from sardine_gguf.line_editor import ChatCompleter, open_history
 from sardine_gguf.markdown_view import MarkdownPrinter, finished
-from sardine_gguf.model_facts import names_text
+from sardine_gguf.model_facts import model_name, names_text
 from sardine_gguf.options import GenerationOptions
 from sardine_gguf.system_prompt import prepared, with_instructions
 from sardine_gguf.terminal import clean
@@ -560,3 +564,42 @@ def test_a_context_length_that_is_no_number(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit, match="2"):
         build_parser().parse_args(["-c", "abc"])
     assert "-c/--ctx-size: 'abc' is no number of tokens, nor auto" in capsys.readouterr().err
+
+
+def test_a_name_that_says_nothing_gives_way_to_the_files() -> None:
+    path = Path("/x/tiny-sardine.gguf")
+    for nothing in (None, "", " ", "Base", "model", 3):
+        assert model_name(nothing, path) == "tiny-sardine"
+    assert model_name("Ministral 3\x1b[31m\nred", path) == "Ministral 3\ufffd[31m\ufffdred"
+
+
+def test_names_cannot_drive_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a file which the start proposes, and those of experts."""
+    (tmp_path / "a\x1b]0;x\x07 b\n.gguf").write_bytes(b"GGUF")
+    monkeypatch.chdir(tmp_path)
+    said = without_model()
+    assert "sardine-cli -m 'a\ufffd]0;x\ufffd b\ufffd.gguf'" in said
+    assert len(said.splitlines()) == 3
+    colours = ExpertColours(["a\x1b[31m", "b\n\tc"])
+    table = colours.table({}, {"b\n\tc": "mute"}, colour=False)
+    assert table[1].endswith("b\ufffd\ufffdc    mute")
+    assert "\x1b" not in "".join(table)
+
+
+def test_stats_of_a_turn_that_was_stopped_in_its_prompt() -> None:
+    """No rate is told of what was not done."""
+
+    class Stopped:
+        timings = Timings(prompt_tokens=120_000)
+
+    class Context:
+        n_tokens, n_ctx = 512, 400_000
+
+    turn = Turn(Stopped(), interrupted=True)  # type: ignore[arg-type]
+    assert stats_parts(turn, Context(), ["math 0 %"]) == [
+        "[120,000 prompt tokens, not read to the end", "context 512/400000]",
+    ]  # fmt: skip
+    table = stats_table(turn, Context(), ["math 0 %"])
+    assert "120,000 tokens, stopped before all of them were read" in table
+    assert "t/s" not in table
+    assert "math" not in table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from make_checkpoint import srde_checkpoint, tiny_base
-from sardine_gguf import FormatError, Sardine, routing_cli
+from sardine_gguf import FormatError, Sardine, routing_cli, routing_page
 from sardine_gguf.convert import convert, write_base
 from sardine_gguf.expert_colours import expert_colours, sgr_colour
 from sardine_gguf.routing_page import _inert_json
@@ -34,6 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     convert(out / "base", other, out / "other.gguf", outtype="f32")
     (out / "a.txt").write_text(TEXTS[0])
     (out / "b.json").write_text(json.dumps({"x": list(TEXTS), "y": TEXTS[1]}))
+    (out / "empty.txt").touch()
+    (out / "twice.json").write_text('{"x": "a", "y": "b", "x": "c"}')
     (out / "latin1.txt").write_bytes(b"caf\xe9")
     (out / "not.json").write_text("[1, 2")
     (out / "numbers.json").write_text('{"x": [1]}')
@@ -131,6 +134,80 @@ def test_compare(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert len(out.splitlines()) == 5 + 3 + 3
 
 
+def test_texts_of_the_same_name_stay_apart(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    """Files, texts that begin alike, and groups; one that is called "all" is not the total."""
+    (tmp_path / "a.txt").write_text("another text of this name")
+    (tmp_path / "p.json").write_text(
+        json.dumps({"all": TEXTS[1], "a.txt (2)": "x", "a.txt": "y z"})
+    )
+    long = "one " * 40
+    args = (
+        "-m", "@f32.gguf", "-f", "@a.txt", "-f", str(tmp_path / "a.txt"), "-p", long + "x",
+        "-p", long + "yes", "--prompts", str(tmp_path / "p.json"),
+    )  # fmt: skip
+    code, out, _ = run(capsys, folder, *args, "--json")
+    assert code == 0
+    found = json.loads(out)
+    names = [g["group"] for g in found["groups"]]
+    title = ("one " * 20)[:79] + "…"
+    assert names == [
+        "a.txt", "a.txt (2)", title, f"{title} (2)", "all", "a.txt (2) (2)", "a.txt (3)",
+    ]  # fmt: skip
+    assert [p["title"] for p in found["prompts"]][:2] == ["a.txt", "a.txt (2)"]
+    for group, text in zip(found["groups"], (TEXTS[0], "another text of this name"), strict=False):
+        np.testing.assert_allclose(
+            group["shares"], direct(folder / "f32.gguf", text).shares(), atol=1e-6
+        )
+    _, out, _ = run(capsys, folder, *args)
+    assert sum(line.startswith("all  ") for line in out.splitlines()) == 1
+    assert out.splitlines()[-1].startswith("all texts ")
+    assert len(out.splitlines()) == 2 + len(names) + 1
+
+
+def test_standard_input(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for flag, data in (("-f", TEXTS[1]), ("--prompts", json.dumps({"standard input": TEXTS[1]}))):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data.encode())))
+        code, out, err = run(capsys, folder, "-m", "@f32.gguf", flag, "-", "--json")
+        assert code == 0, err
+        (group,) = json.loads(out)["groups"]
+        assert group["group"] == "standard input"
+        expected = direct(folder / "f32.gguf", TEXTS[1]).shares()
+        np.testing.assert_allclose(group["shares"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("experts", "k"),
+    [(None, 2), ("math=1,code=1,logic=2", 3), ("*=mute", 0), ("*=mute,math=+1", 1)],
+)
+def test_a_page_that_would_be_too_large_is_refused_before_the_evaluation(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    experts: str | None,
+    k: int,
+) -> None:
+    """What is counted beforehand is what the routes are."""
+    counted: list[int] = []
+    monkeypatch.setattr(routing_cli, "check_size", counted.append)
+    args = ["-m", "@f32.gguf", "-p", TEXTS[1], "-o", str(tmp_path / "r.html"), "--json"]
+    args += ["--experts", experts] if experts is not None else []
+    code, _, err = run(capsys, folder, *args)
+    assert code == 0, err
+    routes = direct(folder / "f32.gguf", TEXTS[1], experts=experts)
+    assert counted == [routes.ids.size]
+    assert routes.ids.shape[2] == k
+    monkeypatch.undo()
+    monkeypatch.setattr(routing_page, "MAX_ROUTES", 1)
+    monkeypatch.setattr(routing_cli, "route", lambda *_: pytest.fail("it was evaluated"))
+    code, _, err = run(capsys, folder, *args) if k else (2, "", "too large for a browser")
+    assert (code, "too large for a browser" in err) == (2, True)
+
+
 def test_outputs(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
     """The page and the picture replace those of before; the same call gives the same bytes."""
     page, png = tmp_path / "r.html", tmp_path / "r.png"
@@ -155,7 +232,14 @@ def test_outputs(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Pat
     ("args", "code", "match"),
     [
         (["-m", "@f32.gguf"], 2, "there is no text: give one with -f FILE"),
-        (["-m", "@f32.gguf", "-p", ""], 0, ""),  # BOS alone
+        (["-m", "@none.gguf", "-p", "x", "-p", ""], 2, "a text of number 2 is empty"),
+        (["-m", "@f32.gguf", "--chat", "-p", ""], 2, "a text of number 1 is empty"),
+        (["-m", "@none.gguf", "-f", "@empty.txt"], 2, "a text of 'empty.txt' is empty"),
+        (["-m", "@f32.gguf", "-f", "-", "--prompts", "-"], 2, "standard input can be read once"),
+        (["-m", "@F32.gguf", "-p", "x"], 4, "did you mean .*f32.gguf"),
+        (["-m", "@f32.gguf", "-p", "x", "--compare", "@q4"], 4, "did you mean .*q4.gguf"),
+        (["-m", "@f32.gguf", "-p", "x", "--prompts", "@twice.json"], 3, "twice.json: 'x' stands twice"),
+        (["-m", "@f32.gguf", "-p", "x", "--compare", "@q4.gguf", "--experts", "*=mute"], 2, "all experts"),
         (["-m", "@f32.gguf", "-p", "x", "--experts", "mth=1"], 2, "did you mean 'math'"),
         (["-m", "@f32.gguf", "-p", "x", "-o", "r.txt"], 2, "-o r.txt: expected a name that ends in .html"),
         (["-m", "@f32.gguf", "-p", "x", "--png", "r.jpg"], 2, "ends in .png"),

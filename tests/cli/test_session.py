@@ -24,7 +24,7 @@ def test_every_command(terminal: Start, example: Path, tmp_path: Path) -> None:
     begin = t.wait_for_prompt()
     assert re.search(r"model: .*mistral3.*q8_0, [\d.]+ MB, tiny-sardine.gguf", begin)
     assert "experts: 8, 2 a token, in 4 of 4 layers (math, logic" in begin
-    assert re.search(r"runs: .*sparse on the CPU, 1 threads, context of 2048 tokens", begin)
+    assert re.search(r"runs: .*sparse on the CPU, 1 thread, context of 2048 tokens", begin)
 
     shown = t.say(QUESTION)
     assert ANSWER in shown
@@ -345,9 +345,47 @@ def test_a_session_goes_on(
     t.close()  # killed: the turn is saved already
     assert len(json.loads(file.read_text())["messages"]) == 2
     again = emulated(*args)
-    again.wait_for("goes on after 1 turns")
+    again.wait_for("goes on after 1 turn")
     assert "25% of 80 is 20" in again.say("And 25%?")
     again.key("C-d")
     assert again.wait_for_exit() == 0
     assert len(json.loads(file.read_text())["messages"]) == 4
     assert file.stat().st_mode & 0o077 == 0
+
+
+def test_keys_typed_during_an_answer_wait_for_the_prompt(terminal: Start, model_file: Path) -> None:
+    """They do not appear in it: Enter, Ctrl-D and letters are what the next prompts get."""
+    dots = ["--grammar", 'root ::= "." root']
+    t = terminal("-m", model_file, "-c", 400000, "--temp", 0, "-t", 1, *dots)
+    t.wait_for_prompt()
+    t.send("hello")
+    t.key("Enter")
+    t.wait_for("......")
+    t.key("C-c")
+    t.wait_for("(stopped)")
+    t.say("/set max_tokens 2000")
+    t.send("again")
+    t.key("Enter")
+    t.wait(lambda: "...." in t.text().partition("> again")[2], "the answer")
+    t.send("/set temp")
+    t.key("Enter")
+    t.send("/show sys")
+    shown = t.wait_for("temperature is 0.0")
+    answer = shown.partition("> again")[2].partition("(cut: max tokens)")[0]
+    assert set(answer) == set(".\n"), answer  # nothing else is in it
+    t.wait(lambda: t.cursor()[0].rstrip() == "> /show sys", "what was typed")
+    t.key("C-c")
+    t.wait_for_prompt()
+    t.key("C-d")
+    assert t.wait_for_exit() == 0
+
+
+def test_a_dumb_terminal_gets_no_escape_sequence(
+    emulated: Callable[..., Emulated], example: Path
+) -> None:
+    args = ["-m", example, "--temp", 0, "-t", 1, "--markdown"]
+    t = emulated(*args, env={"TERM": "dumb"})
+    assert ANSWER in t.say(QUESTION)
+    t.key("C-d")
+    assert t.wait_for_exit() == 0
+    assert b"\x1b" not in t.raw
