@@ -61,7 +61,7 @@ def llama_arguments(
     sampling: dict[str, Any] = {}
     types = [given.pop(name, None) for name in ("type_k", "type_v")]
     if any(t is not None for t in types):
-        wanted = {_KV_TYPES.get(1 if t is None else t) for t in types}
+        wanted = {_KV_TYPES.get(1 if t is None else t if isinstance(t, int) else -1) for t in types}
         if len(wanted) > 1 or None in wanted:
             raise ValueError(
                 f"type_k is {types[0]} and type_v {types[1]}, expected the same ggml type for both: "
