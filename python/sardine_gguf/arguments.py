@@ -81,11 +81,12 @@ def text(name: str, value: Any) -> str:
     return value
 
 
-def token_ids(name: str, value: Any) -> list[int]:
-    """Token ids as a list; whether they are in the vocabulary is asked where they are used.
+def token_ids(name: str, value: Any, n_vocab: int | None = None) -> list[int]:
+    """Token ids as a list.
 
     Raises:
         TypeError: bytes, which are text as often as numbers, or anything but whole numbers.
+        ValueError: one is outside of a vocabulary of n_vocab.
     """
     expected = "token ids (a list of int)"
     if isinstance(value, bytes | bytearray | memoryview):
@@ -94,7 +95,13 @@ def token_ids(name: str, value: Any) -> list[int]:
         )
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         raise wrong_type(name, value, expected)
-    return [integer(f"{name}[{i}]", t, "a token id") for i, t in enumerate(value)]
+    found = [integer(f"{name}[{i}]", t, "a token id") for i, t in enumerate(value)]
+    for i, token in enumerate(found):
+        if n_vocab is not None and not 0 <= token < n_vocab:
+            raise ValueError(
+                f"{name}[{i}] is token id {token}, which is outside the vocabulary of {n_vocab}"
+            )
+    return found
 
 
 def logit_bias(value: Any) -> dict[int, float]:

@@ -27,7 +27,7 @@ class EvaluationMethods(ExpertMethods):
             ValueError: there are none, or one is outside of the vocabulary.
             BusyError: another thread is evaluating.
         """
-        ids = token_ids("tokens", tokens)
+        ids = token_ids("tokens", tokens, self.model.hparams["n_vocab"])
         session = self.session
         claim = session.claim()
         self._experts.apply(session, claim)  # after a call with others, the context is emptied

@@ -60,7 +60,10 @@ class GenerationMethods(TokenMethods, ExpertMethods):
                 f"reasoning_format is {reasoning_format!r}, expected auto, deepseek or none"
             )
         sampling = self.sampling.override(**sampling_options(options))
-        tokens = self.tokenize(prompt) if isinstance(prompt, str) else token_ids("prompt", prompt)
+        if isinstance(prompt, str):
+            tokens = self.tokenize(prompt)
+        else:
+            tokens = token_ids("prompt", prompt, self.model.hparams["n_vocab"])
         around = think or self.think_tokens
         thoughts = ThoughtBudget(around or (-1, -1), -1 if budget is None else budget, tokens)
         loop = TokenLoop(
