@@ -8,7 +8,7 @@ from functools import cached_property
 
 from sardine_gguf._native import Model
 from sardine_gguf.errors import FormatError
-from sardine_gguf.messages import Message, TemplateStyle, normalise
+from sardine_gguf.messages import Message, TemplateStyle, check_messages, normalise
 from sardine_gguf.special_text import SpecialText
 from sardine_gguf.template_process import TEMPLATES, TemplateRefusal, TemplateSyntax
 from sardine_gguf.think_prompt import Block, default_think_prompt, with_think_prompt
@@ -83,6 +83,7 @@ class ChatTemplate:
 
     def with_think_prompt(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages with `think_prompt`, if any, added to a system message that they begin with."""
+        check_messages(messages)
         return with_think_prompt(messages, self.think_prompt) if self.think_prompt else messages
 
     @property
@@ -116,6 +117,7 @@ class ChatTemplate:
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True
     ) -> list[int]:
         """The prompt's token ids; names of special tokens inside messages stay plain text."""
+        check_messages(messages)
         disguise = self._special.disguise(messages, self._source)
         plain = [disguise.hide(m) for m in normalise(messages, self._style)]
         text = self._render(plain, add_generation_prompt)

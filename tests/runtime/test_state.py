@@ -16,7 +16,7 @@ from sardine_gguf import BusyError, ContextOverflow, FormatError, Sardine
 from sardine_gguf.convert import convert, write_base
 
 TOKENS = random_tokens(120, seed=31)
-HEADER = struct.Struct("<8sIIIIIIQQQQII")
+HEADER = struct.Struct("<8sIIIIIIQQQQIIII")
 FIELDS = (
     "magic",
     "version",
@@ -31,6 +31,8 @@ FIELDS = (
     "n_logits",
     "n_weights",
     "n_bias",
+    "n_own_weights",
+    "n_own_bias",
 )
 
 
@@ -152,7 +154,7 @@ def refuse(
     ("changes", "error", "match"),
     [
         ({"magic": b"SARDSTAU"}, FormatError, "no saved state"),
-        ({"version": 3}, FormatError, "version 3.*reads 2"),
+        ({"version": 2}, FormatError, "version 2.*reads 3"),
         ({"version": 0}, FormatError, "version 0"),
         ({"kv_type": 0}, FormatError, "kv_type is 'f32'.*'f16'"),
         ({"kv_type": 8}, FormatError, "kv_type is 'q8_0'.*'f16'"),
@@ -177,6 +179,9 @@ def refuse(
         ({"n_weights": 4}, FormatError, "truncated or damaged"),
         ({"n_bias": 4}, FormatError, "truncated or damaged"),
         ({"n_bias": 2**32 - 1}, FormatError, "steers 4294967295 experts"),
+        ({"n_own_weights": 3}, FormatError, "steers 3 experts.*has 4"),
+        ({"n_own_weights": 4}, FormatError, "truncated or damaged"),
+        ({"n_own_bias": 2**32 - 1}, FormatError, "steers 4294967295 experts"),
     ],
 )
 def test_wrong_headers(
