@@ -47,16 +47,18 @@ class EvaluationMethods(ExpertMethods):
     def save_state(self, path: str | os.PathLike[str] | None = None) -> bytes | None:
         """The context's tokens, keys, values, last logits and `experts`, as bytes or to a file.
 
-        The file appears complete or not at all, and replaces any before. It fits this model file,
-        `delta_mode` and `kv_type` only.
+        The file appears complete or not at all, and replaces any before; of a symbolic link, the file that
+        it names. It fits this model file, `delta_mode` and `kv_type` only.
 
         Raises:
+            FormatError: the path is a folder, a device, a pipe or the model's own file.
             OSError: the file cannot be written.
+            ValueError: the path is empty.
             BusyError: another thread is evaluating.
         """
         if path is None:
             return self.session.save_bytes()
-        save_state(self.session, path)
+        save_state(self.session, path, (self.model.path, self.model.adapter))
         return None
 
     def load_state(self, state: bytes | bytearray | memoryview | str | os.PathLike[str]) -> None:
