@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from sardine_gguf import _native
 from sardine_gguf.arguments import MAX_INT, integer, text, wrong_type
-from sardine_gguf.output_file import replaced_file
+from sardine_gguf.output_file import check_output, replaced_file
 
 KvType = Literal["f16", "f32", "q8_0"]
 KV_TYPES = get_args(KvType)
@@ -90,15 +90,27 @@ class ContextOptions:
 Settings = tuple[Sequence[float], Sequence[float]]
 
 
-def save_state(session: _native.Session, path: str | os.PathLike[str], own: Settings) -> None:
+def save_state(
+    session: _native.Session,
+    path: str | os.PathLike[str],
+    own: Settings,
+    inputs: Iterable[str | None] = (),
+) -> None:
     """Writes a session's state to a file that appears complete or not at all, in place of any before.
 
     Args:
         own: the experts' (weights, bias) that a context goes back to after a call with others.
+        inputs: files that must stay.
 
     Raises:
+        FormatError: it is a folder, a device, a pipe or one of the inputs.
         OSError: it cannot be written.
+        ValueError: the path is empty, or contains a null byte.
     """
+    encoded_path(path)
+    if not os.fspath(path):
+        raise ValueError("the path of the state is empty: name a file, or leave it out for bytes")
+    check_output(Path(path), [Path(p) for p in inputs if p])
     with replaced_file(Path(path)) as append:
         session.save(append, own)
 

@@ -53,16 +53,19 @@ class EvaluationMethods(ExpertMethods):
         """The context's tokens, keys, values, last logits and `experts`, as bytes or to a file.
 
         `experts` are the context's own, also after a call with others, with which the tokens were computed.
-        The file appears complete or not at all, and replaces any before. It fits this model file,
-        `delta_mode` and `kv_type` only.
+        The file appears complete or not at all, and replaces any before; of a symbolic link, the file that
+        it names. It fits this model file, `delta_mode` and `kv_type` only.
 
         Raises:
+            FormatError: the path is a folder, a device, a pipe or the model's own file.
             OSError: the file cannot be written.
+            ValueError: the path is empty.
             BusyError: another thread is evaluating.
         """
+        own = self._experts.weights, self._experts.bias
         if path is None:
-            return self.session.save_bytes((self._experts.weights, self._experts.bias))
-        save_state(self.session, path, (self._experts.weights, self._experts.bias))
+            return self.session.save_bytes(own)
+        save_state(self.session, path, own, (self.model.path, self.model.adapter))
         return None
 
     def load_state(self, state: bytes | bytearray | memoryview | str | os.PathLike[str]) -> None:
