@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Literal
+from typing import Literal, NoReturn
 
 from sardine_gguf.expert_flags import add_flags as add_expert_flags
 from sardine_gguf.flag_parser import Parser
 from sardine_gguf.gpu_layers import add_gpu_flag
 from sardine_gguf.program import EXIT_CODES
+from sardine_gguf.sampler_order import DEFAULT_ORDER, sampler_order
 
 
 def _context_length(text: str) -> int | Literal["auto"]:
@@ -18,6 +19,25 @@ def _context_length(text: str) -> int | Literal["auto"]:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens, nor auto") from None
+
+
+def _no_download(repo: str) -> NoReturn:
+    raise argparse.ArgumentTypeError(
+        f"nothing is downloaded here: get the file with `hf download {repo}`, then name it with -m"
+    )
+
+
+def _samplers(text: str) -> tuple[str, ...]:
+    try:
+        return sampler_order(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty, and would end every answer")
+    return text
 
 
 def logit_bias(text: str) -> tuple[int, float]:
@@ -54,6 +74,7 @@ def _model(g: Group) -> None:
     from sardine_gguf.context import KV_TYPES
 
     g.add_argument("-m", "--model", metavar="FILE", help="GGUF file to run")
+    g.add_argument("-hf", "--hf-repo", type=_no_download, metavar="REPO", help=argparse.SUPPRESS)
     g.add_argument(
         "--example", action="store_true", help="the bundled example, greedy unless --temp"
     )
@@ -86,7 +107,13 @@ def _model(g: Group) -> None:
         "-b", "--batch-size", type=int, default=512, metavar="N", help="prompt batch (512)"
     )
     g.add_argument(
+        "-ub", "--ubatch-size", type=int, metavar="N", help="the same: one number for both"
+    )
+    g.add_argument(
         "-t", "--threads", type=int, default=-1, metavar="N", help="CPU threads (-1: all)"
+    )
+    g.add_argument(
+        "-tb", "--threads-batch", type=int, metavar="N", help="the same: one number for both"
     )
     for flag, name, what in (
         ("-ctk", "--cache-type-k", "keys"),
@@ -160,6 +187,21 @@ def _sampling(g: Group) -> None:
     )
     for names, dest, kind, text in numbers:
         g.add_argument(*names, dest=dest, type=kind, metavar="N", help=text)
+    g.add_argument(
+        "--samplers",
+        type=_samplers,
+        metavar="NAMES",
+        help=f"which are applied, in this order ({';'.join(DEFAULT_ORDER)})",
+    )
+    g.add_argument(
+        "-r",
+        "--reverse-prompt",
+        action="append",
+        type=_not_empty,
+        dest="stop",
+        metavar="TEXT",
+        help="text that ends an answer and is not part of it; can be repeated",
+    )
     g.add_argument(
         "-l",
         "--logit-bias",

@@ -24,6 +24,13 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: flags that contradict each other, or ask for what this build lacks.
     """
+    for both, other in (("batch_size", "ubatch_size"), ("threads", "threads_batch")):
+        one, two = getattr(args, both), getattr(args, other)
+        if two not in (None, one):
+            flags = [f"--{name.replace('_', '-')}" for name in (both, other)]
+            raise ValueError(
+                f"{flags[1]} is {two} and {flags[0]} {one}, expected one number for both: use {flags[0]}"
+            )
     key, value = args.cache_type_k, args.cache_type_v
     if key and value and key != value:
         raise ValueError(f"-ctk is {key} and -ctv {value}, expected one type for both")
@@ -61,6 +68,8 @@ def generation_options(args: argparse.Namespace) -> dict[str, Any]:
         "reasoning_budget": budget,
         "reasoning_format": None if args.reasoning_format == "auto" else args.reasoning_format,
         "grammar": _grammar(args),
+        "samplers": args.samplers,
+        "stop": args.stop,
         "logit_bias": dict(args.logit_bias) if args.logit_bias else None,
         **{name: getattr(args, name) for name in _SAMPLING},
     }

@@ -13,13 +13,15 @@ _ENTRIES = 10_000  # of a folder, looked at for names
 def hint(path: str) -> str:
     """What is wrong with a path that did not load, and what to do; "" if nothing is known."""
     try:
+        if "://" in path:
+            return "models are files here: download it first, and name the file"
         if not os.path.lexists(path):
             return _missing(Path(path))
         place = Path(path)
         if place.is_dir():
             return _folder(place)
         if not place.is_file():
-            return "expected a regular file"
+            return ""  # the loader says it
         with place.open("rb") as file:
             return _content(file.read(4096), place)
     except OSError:
@@ -66,7 +68,7 @@ def _folder(path: Path) -> str:
 def _content(data: bytes, path: Path) -> str:
     start = data.lstrip()[:200].lower()
     if not data:
-        return "the file is empty: did the download stop at once?"
+        return "did the download stop at once?"
     if data.startswith(b"GGUF"):
         return ""  # the loader's own words say more
     if start.startswith((b"<!doctype html", b"<html")):

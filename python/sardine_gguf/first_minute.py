@@ -20,7 +20,7 @@ def without_model() -> str:
     """What to do, in three lines."""
     example = "sardine-cli --example" if example_folder() else "make demo"
     about = "a small model that comes with it" if example_folder() else "in the repository"
-    file = next((p.name for p in sorted(Path.cwd().glob("*.gguf")) if _is_gguf(p)), "FILE.gguf")
+    file = next((p.name for p in sorted(Path.cwd().glob("*.gguf")) if _is_model(p)), "FILE.gguf")
     run = f"sardine-cli -m {clean_line(shlex.quote(file))}"
     width = max(len(example), len(run))
     return "\n".join(
@@ -32,12 +32,15 @@ def without_model() -> str:
     )
 
 
-def _is_gguf(path: Path) -> bool:
+def _is_model(path: Path) -> bool:
+    """Whether a file looks like one that runs alone: GGUF, and no adapter."""
     try:
         with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
+            header = file.read(4096)
     except OSError:
         return False
+    kind = header.partition(b"general.type")[2][:40]
+    return header.startswith(b"GGUF") and b"adapter" not in kind
 
 
 def load_model(

@@ -6,6 +6,8 @@ import argparse
 import difflib
 from typing import NoReturn
 
+from sardine_gguf.terminal import clean_line
+
 
 class Parser(argparse.ArgumentParser):
     """Says what was probably meant by a flag that there is not."""
@@ -17,8 +19,10 @@ class Parser(argparse.ArgumentParser):
             word = message.removeprefix(prefix).split()[0]
             known = [s for action in self._actions for s in action.option_strings]
             near = difflib.get_close_matches(word.split("=")[0], known, n=1)
-            if not word.startswith("-"):
+            if word.lower().endswith(".gguf"):
+                message += f" (did you mean -m {word}?)"
+            elif not word.startswith("-"):
                 message += " (a model is named with -m, a question with -p)"
             elif near:
                 message += f" (did you mean {near[0]}?)"
-        super().error(message)
+        super().error(clean_line(message))

@@ -446,7 +446,7 @@ def test_the_environment_has_flags_that_exist() -> None:
 @pytest.mark.parametrize(
     ("name", "data", "expected"),
     [
-        ("m.gguf", b"", "the file is empty"),
+        ("m.gguf", b"", "did the download stop"),
         ("m.gguf", b"<!DOCTYPE html><html>", "this is a web page"),
         ("m.gguf", b"\n <html>", "this is a web page"),
         ("m.gguf", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
@@ -482,7 +482,8 @@ def test_hints_about_names(tmp_path: Path) -> None:
     (folder / "model-00001.safetensors").touch()
     assert f"convert-sardine --base {folder}" in hint(str(folder))
     os.mkfifo(tmp_path / "pipe")
-    assert hint(str(tmp_path / "pipe")) == "expected a regular file"
+    assert hint(str(tmp_path / "pipe")) == ""
+    assert "download it first" in hint("https://example.org/m.gguf")
     assert hint(str(folder / "none")) == ""
 
 
@@ -571,6 +572,13 @@ def test_a_name_that_says_nothing_gives_way_to_the_files() -> None:
     for nothing in (None, "", " ", "Base", "model", 3):
         assert model_name(nothing, path) == "tiny-sardine"
     assert model_name("Ministral 3\x1b[31m\nred", path) == "Ministral 3\ufffd[31m\ufffdred"
+
+
+def test_the_start_proposes_no_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, kind in (("a.gguf", b"adapter"), ("b.gguf", b"model")):
+        (tmp_path / name).write_bytes(b"GGUF" + bytes(20) + b"general.type" + bytes(12) + kind)
+    assert "-m b.gguf" in without_model()
 
 
 def test_names_cannot_drive_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,15 @@ def test_file_system_prompt_and_raw(model_file: Path, tmp_path: Path) -> None:
         (["-m", "{m}", "-p", "x", "-j", "{{"], 2, "it is no JSON"),
         (["-m", "{m}", "-p", "x", "--grammar", "root ::= no"], 2, "rule 'no' is not defined"),
         (["-m", "{m}", "-p", "x", "--temperatur", "1"], 2, "did you mean --temperature?"),
-        (["{m}"], 2, "a model is named with -m"),
+        (["{m}"], 2, "did you mean -m {m}?"),
+        (["hello"], 2, "a model is named with -m"),
+        (["-hf", "a/b", "-p", "x"], 2, "hf download a/b"),
+        (["-m", "{m}", "-p", "x", "-ub", "64"], 2, "use --batch-size"),
+        (["-m", "{m}", "-p", "x", "-t", "1", "-tb", "2"], 2, "use --threads"),
+        (["-m", "{m}", "-p", "x", "--samplers", "top_q"], 2, "'top_q', which is not known"),
+        (["-m", "{m}", "-p", "x", "-r", ""], 2, "would end every answer"),
+        (["-m", "{m}", "-p", "x", "--think-prompt"], 2, "no instructions to think"),
+        (["-m", "https://example.org/m.gguf", "-p", "x"], 4, "download it first"),
         (["-m", "{m}", "-p", "x", "-cnv"], 2, "use one"),
         (["-m", "{m}", "--raw", "-cnv"], 2, "use one"),
         (["-m", "{m}", "-p", "x", "--raw", "-sys", "x"], 2, "--system-prompt is for chats"),
@@ -117,7 +125,7 @@ def test_errors_are_one_line_with_an_exit_code(
     filled = [a.format(m=model_file, dir=model_file.parent) for a in args]
     result = cli(*filled)
     assert result.returncode == code, result.stderr
-    assert message.format(dir=model_file.parent) in result.stderr
+    assert message.format(m=model_file, dir=model_file.parent) in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
 
@@ -228,7 +236,7 @@ def test_flags_of_llama_cpp_do_something(model_file: Path, tmp_path: Path) -> No
     for more in (
         ["--repeat-penalty", 2], ["--frequency-penalty", 9], ["--presence-penalty", 30],
         ["-sysf", tmp_path / "s.txt"], ["--chat-template-file", tmp_path / "t.jinja"],
-        ["--no-experts"], ["-n", 3],
+        ["--no-experts"], ["-n", 3], ["-r", plain[1:3]],
     ):  # fmt: skip
         assert cli(*greedy, *more).stdout != plain, more
     assert cli(*greedy, "--no-experts").stdout == cli(*greedy, "--delta-mode", "off").stdout
@@ -242,6 +250,9 @@ def test_flags_of_llama_cpp_do_something(model_file: Path, tmp_path: Path) -> No
                      ["--xtc-probability", 1, "--xtc-threshold", 0.0001])
     }  # fmt: skip
     assert len(texts) == 5
+    # Without a temperature among them 9 does nothing, and of one token there is no choice.
+    assert cli(*sampled, "--samplers", "top_k", "--top-k", 1, "--temp", 9).stdout == plain
+    assert cli(*sampled, "-ub", 512, "-tb", 1, "--temp", 0).stdout == plain
     both = cli(*greedy[:-4], "-p", "hi", "-f", tmp_path / "p.txt", "--temp", 0).stdout
     assert both == cli(*base, "-p", "hi\n\nhi", "--temp", 0).stdout
     from_stdin = cli(*base, "-f", "-", "--temp", 0, stdin="hi").stdout
