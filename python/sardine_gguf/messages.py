@@ -69,7 +69,7 @@ def check_messages(messages: Any) -> None:
                     raise wrong_type(place, block, "a mapping")
                 if block.get("type") == "text":
                     text(f"{place}['text']", block.get("text"))
-        elif not (content is None or isinstance(content, str)):
+        elif not (content is None or isinstance(content, str | Mapping)):
             raise wrong_type(f"{where}['content']", content, "a str or a list of blocks")
 
 

@@ -109,7 +109,7 @@ MESSAGES: list[tuple[type[Exception], str, Any]] = [
     *((TypeError, r"^messages\[1\] is", [USER[0], v]) for v in (5, None, "hi", [], ODD)),
     *(
         (TypeError, r"^messages\[0\]\['content'\]", [{"role": "user", "content": v}])
-        for v in (5, b"x", 1.5, True, {"type": "text"}, ODD, [5], ["x"], [None])
+        for v in (5, b"x", 1.5, True, ODD, [5], ["x"], [None], {"x": ODD})
     ),
     *(
         (TypeError, r"^messages\[0\]\['content'\]\[0\]\['text'\] is", [
