@@ -105,8 +105,8 @@ void bind_sampler(py::module_& m) {
             "sample",
             [](Sampler& sampler, Session& s, Session::Claim claim, std::optional<int64_t> never) {
                 const auto lock = s.lock();
-                py::gil_scoped_release release;
                 s.check_claim(claim);
+                py::gil_scoped_release release;
                 const std::span<const float> logits = s.last_logits();
                 if (!never || *never < 0 || *never >= static_cast<int64_t>(logits.size()))
                     return sampler.sample(logits);

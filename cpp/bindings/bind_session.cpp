@@ -17,10 +17,12 @@ bool on_main_thread() {
     return threading.attr("current_thread")().is(threading.attr("main_thread")());
 }
 
-// Runs f without the GIL; Ctrl-C (any Python signal handler that raises) stops it and is raised here.
+// Runs f without the GIL; Ctrl-C (any Python signal handler that raises) stops it and is raised here. A claim
+// is checked before other threads run, to whom a use that has ended should not look busy.
 template <typename F>
-void run_interruptible(Session& s, const F& f) {
+void run_interruptible(Session& s, Session::Claim claim, const F& f) {
     const auto lock = s.lock();
+    s.check_claim(claim);
     std::optional<py::error_already_set> raised;
     if (on_main_thread())
         s.set_interrupt([&raised] {
@@ -130,7 +132,7 @@ py::array_t<float> eval(Session& s, const std::vector<int64_t>& ids, std::option
     const int64_t n_vocab = s.model().hparams().n_vocab;
     py::array_t<float> out({static_cast<py::ssize_t>(tokens.size()), static_cast<py::ssize_t>(n_vocab)});
     float* logits = out.mutable_data();
-    run_interruptible(s, [&] { s.eval(tokens, logits, since, claim); });
+    run_interruptible(s, claim, [&] { s.eval(tokens, logits, since, claim); });
     return out;
 }
 
@@ -153,6 +155,7 @@ py::array_t<float> router_logits(Session& s) {
 
 void steer(Session& s, std::vector<float> weights, std::vector<float> bias, Session::Claim claim) {
     const auto lock = s.lock();
+    s.check_claim(claim);
     py::gil_scoped_release release;
     s.steer({.weights = std::move(weights), .bias = std::move(bias)}, claim);
 }
@@ -205,7 +208,7 @@ void bind_session(py::module_& m) {
             [](Session& s, const std::vector<int64_t>& ids, std::optional<uint64_t> since,
                Session::Claim claim) {
                 const std::vector<int32_t> tokens = narrow(ids);
-                run_interruptible(s, [&] { s.eval(tokens, nullptr, since, claim); });
+                run_interruptible(s, claim, [&] { s.eval(tokens, nullptr, since, claim); });
             },
             py::arg("tokens"), py::arg("since") = py::none(), py::arg("claim") = py::none(),
             "Appends tokens; keeps only the last one's logits, for a Sampler. Raises Cancelled if cancel() "

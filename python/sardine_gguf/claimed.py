@@ -36,9 +36,10 @@ class ClaimedContext:
 
     @property
     def _session(self) -> Session:
-        if self._context.closed:
+        session = self._context._session
+        if session is None:
             raise ValueError(CLOSED)
-        return self._context.session
+        return session
 
     @property
     def tokens(self) -> list[int]:

@@ -11,7 +11,7 @@ from sardine_gguf.arguments import text, wrong_type
 
 Message = Mapping[str, Any]
 
-MAX_DEPTH = 32
+MAX_DEPTH, MAX_PARTS = 32, 100_000
 _REASONING_KEYS = ("reasoning_content", "reasoning")
 
 
@@ -49,7 +49,7 @@ def check_messages(messages: Any) -> None:
     Raises:
         TypeError: they are no sequence of mappings, or a part is of a type that JSON does not have or of
             another one than its key says; names the part.
-        ValueError: a part is nested more than MAX_DEPTH deep.
+        ValueError: a message has more than MAX_PARTS parts, or is nested more than MAX_DEPTH deep.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise wrong_type("messages", messages, "a list of mappings")
@@ -69,13 +69,19 @@ def check_messages(messages: Any) -> None:
                     raise wrong_type(place, block, "a mapping")
                 if block.get("type") == "text":
                     text(f"{place}['text']", block.get("text"))
-        elif not (content is None or isinstance(content, str)):
+        elif not (content is None or isinstance(content, str | Mapping)):
             raise wrong_type(f"{where}['content']", content, "a str or a list of blocks")
 
 
 def _check_data(where: str, data: Any) -> None:
     level = [(where, data)]
+    n_parts = 0
     for _ in range(MAX_DEPTH):
+        n_parts += len(level)
+        if (
+            n_parts > MAX_PARTS
+        ):  # a part that stands in many places counts in each, as it would be written
+            raise ValueError(f"{where} has more than {MAX_PARTS} parts")
         deeper: list[tuple[str, Any]] = []
         for place, value in level:
             if isinstance(value, Mapping):

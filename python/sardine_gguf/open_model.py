@@ -41,11 +41,6 @@ class OpenModel:
         if hasattr(self, "_model"):
             del self._model
 
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._session is None
-
     def _follow(self, generation: Closable) -> None:
         """Lets go of a generation's own memory when this is closed."""
         running, key = self._running, id(generation)

@@ -80,7 +80,7 @@ class OpenAIMethods(GenerationMethods):
         stream, echo = flag("stream", stream), flag("echo", echo)
         name = self._name(model)
         if not isinstance(prompt, str):
-            prompt = token_ids("prompt", prompt)
+            prompt = token_ids("prompt", prompt, self.model.hparams["n_vocab"])
         prompt_text = prompt if isinstance(prompt, str) else self.detokenize(prompt)
         generation = self.start(
             prompt,

@@ -257,14 +257,15 @@ def test_closed(tiny: TinyModel) -> None:
 
 
 def test_closed_while_generating(tiny: TinyModel) -> None:
-    """A generation in progress goes on or raises; nothing crashes."""
+    """A generation in progress raises at its next token, though nothing else holds the model."""
     m = tiny.open()
     pieces = m.stream_generate([1, 20, 30], max_tokens=50, seed=1)
     next(pieces)
     m.close()
     del m
-    for _ in pieces:
-        pass
+    with pytest.raises(ValueError, match="closed"):
+        next(pieces)
+    assert next(pieces, None) is None
 
 
 def test_without_tokenizer(workshop: Path) -> None:

@@ -16,6 +16,9 @@ USER = [{"role": "user", "content": "the rain"}]
 DEEP: Any = "x"
 for _ in range(100_000):
     DEEP = [DEEP]
+WIDE: Any = "x"
+for _ in range(30):
+    WIDE = [WIDE, WIDE]
 ROUND: dict[str, Any] = {"role": "user", "content": "x"}
 ROUND["more"] = ROUND
 
@@ -109,7 +112,7 @@ MESSAGES: list[tuple[type[Exception], str, Any]] = [
     *((TypeError, r"^messages\[1\] is", [USER[0], v]) for v in (5, None, "hi", [], ODD)),
     *(
         (TypeError, r"^messages\[0\]\['content'\]", [{"role": "user", "content": v}])
-        for v in (5, b"x", 1.5, True, {"type": "text"}, ODD, [5], ["x"], [None])
+        for v in (5, b"x", 1.5, True, ODD, [5], ["x"], [None], {"x": ODD})
     ),
     *(
         (TypeError, r"^messages\[0\]\['content'\]\[0\]\['text'\] is", [
@@ -122,6 +125,7 @@ MESSAGES: list[tuple[type[Exception], str, Any]] = [
     (TypeError, r"^messages\[0\]\['more'\]\[0\]", [{"role": "user", "content": "x", "more": [{1, 2}]}]),
     (TypeError, r"a key of messages\[0\]", [{"role": "user", "content": "x", 5: 1}]),
     (ValueError, r"^messages\[0\] is nested more than", [{"role": "user", "content": "x", "more": DEEP}]),
+    (ValueError, r"^messages\[0\] has more than", [{"role": "user", "content": "x", "more": WIDE}]),
     (ValueError, r"^messages\[0\] is nested more than", [ROUND]),
 ]  # fmt: skip
 
@@ -151,7 +155,7 @@ CHAT = "create_chat_completion"
 # (error, what the message names, call, values)
 OTHERS: list[tuple[type[Exception], str, Callable[[Sardine, Any], object], list[Any]]] = [
     *((TypeError, "^prompt", call, NO_TOKENS) for call in PROMPTS),
-    *((ValueError, "^prompt.*vocabulary", call, [[1, -1], [320], [2**40]]) for call in PROMPTS[:4]),
+    *((ValueError, "^prompt.*vocabulary", call, [[1, -1], [320], [2**40]]) for call in PROMPTS),
     *((TypeError, "^tokens", call, [*NO_TOKENS, "text"]) for call in TOKENS),
     (ValueError, "^tokens.*vocabulary", lambda m, v: m.eval(v), [[-1], [320], [1, 2**31], [2**40]]),
     (ValueError, "no tokens", lambda m, v: m.eval(v), [[]]),

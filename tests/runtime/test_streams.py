@@ -303,26 +303,25 @@ def test_facts_do_not_wait_for_an_evaluation(wide: TinyModel) -> None:
     """n_tokens, memory_bytes and counts, as of the last batch, while another thread evaluates."""
     with wide.open(n_batch=1) as model:
         seen: list[int] = []
-        done = threading.Event()
+        enough = threading.Event()
         tokens = random_tokens(250, 3)
 
         def evaluate() -> None:
-            for _ in range(20):
+            while not enough.is_set():
                 model.reset()
                 model.session.decode(tokens)
-                if len(set(seen)) > 5:
-                    break
-            done.set()
 
         thread = threading.Thread(target=evaluate)
         thread.start()
-        while not done.is_set():
-            seen.append(model.n_tokens)
-            assert model.session.memory_bytes > 0
-            assert model.session.counts["tokens"] >= 0
-            assert model.n_ctx == 256
-        thread.join()
-        assert len(set(seen)) > 5
+        try:
+            while len(set(seen)) <= 5:
+                seen.append(model.n_tokens)
+                assert model.session.memory_bytes > 0
+                assert model.session.counts["tokens"] >= 0
+                assert model.n_ctx == 256
+        finally:
+            enough.set()
+            thread.join()
         assert model.n_tokens == 250
 
 
