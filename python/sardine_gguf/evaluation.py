@@ -58,7 +58,9 @@ class EvaluationMethods(ExpertMethods):
         """
         if path is None:
             return self.session.save_bytes()
-        save_state(self.session, path, (self.model.path, self.model.adapter))
+        adapter = self.model.adapter
+        inputs = [self.model.path] + ([adapter.path] if adapter else [])
+        save_state(self.session, path, inputs)
         return None
 
     def load_state(self, state: bytes | bytearray | memoryview | str | os.PathLike[str]) -> None:
