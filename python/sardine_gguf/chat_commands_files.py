@@ -21,8 +21,7 @@ def save(chat: Chat, text: str) -> None:
     if not text:
         raise ValueError("/save needs the name of a file")
     path = Path(text).expanduser()
-    native = chat.model.model
-    check_output(path, [Path(p) for p in (native.path, native.adapter) if p])
+    check_output(path, [Path(p) for p in (chat.model.model.path, chat.model.adapter) if p])
     if path.exists():
         load_conversation(path)  # refuses to replace anything else
     save_conversation(path, chat.conversation())

@@ -94,7 +94,7 @@ def save_state(
     session: _native.Session,
     path: str | os.PathLike[str],
     own: Settings,
-    inputs: Iterable[str | None] = (),
+    inputs: Iterable[str] = (),
 ) -> None:
     """Writes a session's state to a file that appears complete or not at all, in place of any before.
 
@@ -110,7 +110,7 @@ def save_state(
     encoded_path(path)
     if not os.fspath(path):
         raise ValueError("the path of the state is empty: name a file, or leave it out for bytes")
-    check_output(Path(path), [Path(p) for p in inputs if p])
+    check_output(Path(path), map(Path, inputs))
     with replaced_file(Path(path)) as append:
         session.save(append, own)
 

@@ -65,7 +65,9 @@ class EvaluationMethods(ExpertMethods):
         own = self._experts.weights, self._experts.bias
         if path is None:
             return self.session.save_bytes(own)
-        save_state(self.session, path, own, (self.model.path, self.model.adapter))
+        adapter = self.model.adapter
+        inputs = [self.model.path] + ([adapter.path] if adapter else [])
+        save_state(self.session, path, own, inputs)
         return None
 
     def load_state(self, state: bytes | bytearray | memoryview | str | os.PathLike[str]) -> None:

@@ -120,7 +120,7 @@ def render(template: Any, variables: dict[str, Any], limit: int) -> str:
     return "".join(parts)
 
 
-def answer(request: dict[str, Any], cache: dict[str, Any], env: Any) -> dict[str, Any]:
+def answer(request: dict[str, Any], cache: dict[Any, Any], env: Any) -> dict[str, Any]:
     """The reply to a request: {"text": ...}, or {"error": kind, "message": ...}.
 
     A request has a "source", and, if it is to be rendered, "variables", "limit" in characters, and perhaps
@@ -166,7 +166,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # nothing but replies may reach the pipe
     env = make_environment()
     limit_process()
-    cache: dict[str, Any] = {}
+    cache: dict[Any, Any] = {}
     while True:
         try:
             (size,) = struct.unpack("<I", read_exactly(requests, 4))

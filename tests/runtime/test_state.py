@@ -380,6 +380,8 @@ def test_the_adapter_is_part_of_the_model(small: TinyModel, tmp_path: Path) -> N
         convert(base, small.srde, adapters[-1], adapter=True, delta_type=kind)
     with Sardine(base, adapter=adapters[0]) as m:
         m.eval([1, 8, 9, 10])
+        with pytest.raises(FormatError, match="is the input"):
+            m.save_state(adapters[0])
         state = m.save_state()
         expected = m.eval([9])
         m.load_state(state)

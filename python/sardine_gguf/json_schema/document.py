@@ -11,7 +11,7 @@ from urllib.parse import unquote
 Node = tuple[str, ...]  # JSON pointers of schemas that one value must meet, all of them
 
 _MAX_CASES = 1000
-_MAX_STEPS = 100_000
+_MAX_STEPS = 300_000
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 # Keywords that say nothing about which values are valid.
 _ANNOTATIONS = {
@@ -99,11 +99,16 @@ class Document:
 
     def __init__(self, schema: Any) -> None:
         try:
-            root = json.loads(json.dumps(schema, allow_nan=False))
+            text = json.dumps(schema, allow_nan=False, ensure_ascii=False)
+            text.encode()  # lone surrogates
+            root = json.loads(text)
         except (TypeError, ValueError) as e:
             raise SchemaError(f"it is no JSON: {e}") from None
         self._at: dict[str, Any] = {"#": root}
         self._alternatives: dict[str, list[Node]] = {}
+        self.sets: dict[
+            str, frozenset[Any]
+        ] = {}  # values of enum by place, for whoever compares them
         self._steps = 0
 
     def at(self, pointer: str) -> Any:

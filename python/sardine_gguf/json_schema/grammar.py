@@ -134,6 +134,7 @@ class _Converter:
 
     def _object(self, facts: Facts) -> Expr:
         names = facts.names()
+        self._doc.spend(len(names) * len(facts.case))
         extra: Expr = NEVER
         if facts.is_open():
             if not names and not facts.other_properties():
@@ -147,7 +148,6 @@ class _Converter:
         later = rep(seq(",", WS, extra)) if extra != NEVER else EMPTY
         first = seq(extra, later)
         for name, required in reversed(names.items()):
-            self._doc.spend()
             member = self._rule(seq(encoded(name), ":", WS, self._node(facts.property(name))))
             more, later = seq(",", WS, member), self._rule(later)
             first = self._rule(seq(member, later) if required else alt(seq(member, later), first))
@@ -242,7 +242,7 @@ class _Converter:
         for bound in (*lows, *highs):
             if abs(bound.value) > MAX_BOUND:
                 raise SchemaError(
-                    f"a limit of numbers at {facts.case[0]} is beyond 1e300: lower it"
+                    f"a limit of numbers at {facts.case[0]} is beyond 1e100: lower it"
                 )
         if not fractions:
             return integer_between(

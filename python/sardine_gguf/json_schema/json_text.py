@@ -39,13 +39,8 @@ _PLAIN, _HEX = Ref("plain"), Ref("hex")
 
 
 def encoded(value: Any) -> str:
-    """A value as JSON; lone surrogates, which UTF-8 lacks, are escaped."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if text.isascii() or _is_unicode(text) else json.dumps(value)
-
-
-def _is_unicode(text: str) -> bool:
-    return not any(0xD800 <= ord(c) < 0xE000 for c in text)
+    """A value as JSON."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def intersection(a: Ranges, b: Ranges) -> Ranges:

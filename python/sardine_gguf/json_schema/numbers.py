@@ -21,7 +21,7 @@ from sardine_gguf.json_schema.expressions import (
 Bound = int | float
 PLACES = 16  # of a fraction
 LARGEST = 10**16 - 1  # where nothing else limits a number
-MAX_BOUND = 10**300
+MAX_BOUND = 10**100
 _EXACT = Context(prec=1000)
 _EXACT_INTEGERS = 2**53
 

@@ -37,6 +37,11 @@ _MAYBE_SPACE: Ranges = ((9, 13), (0x1C, 0x20))
 _LINE_ENDS: Ranges = ((0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029))
 
 
+# libllama follows all ways through ambiguous repetitions, which multiply with every level.
+_DEEPEST = 3
+_MOST_OPTIONAL = 8
+
+
 class Unsupported(ValueError):
     """What of the pattern cannot be written."""
 
@@ -197,7 +202,18 @@ def _repetition(least: int, most: int | None, inner: Part) -> Part:
     total = least * shortest
     if _nullable(expr):
         expr, least = _nonempty(expr), 0
+    if isinstance(expr, Rep) and (expr.least, expr.most, most) == (1, None, None):
+        expr = expr.item  # (x+)* is x*, and ambiguous
+    if _nesting(expr) >= _DEEPEST:
+        raise Unsupported(f"repetitions are more than {_DEEPEST} deep within each other")
     return rep(expr, least, most), total, width
+
+
+def _nesting(expr: Expr) -> int:
+    """How deep repetitions are within each other."""
+    if isinstance(expr, Seq | Alt):
+        return max(map(_nesting, expr.items), default=0)
+    return 1 + _nesting(expr.item) if isinstance(expr, Rep) else 0
 
 
 def _nullable(expr: Expr) -> bool:
@@ -217,6 +233,8 @@ def _nonempty(expr: Expr) -> Expr:
     if isinstance(expr, Rep):  # its item has no empty text
         return rep(expr.item, 1, expr.most)
     if isinstance(expr, Seq):
+        if len(expr.items) > _MOST_OPTIONAL:
+            raise Unsupported(f"more than {_MOST_OPTIONAL} optional parts are repeated")
         return alt(
             *(
                 e

@@ -56,8 +56,11 @@ def is_valid(doc: Document, value: Any, pointer: str, depth: int = 0) -> bool:
     key = value_key(value)
     if "const" in s and value_key(s["const"]) != key:
         return False
-    if "enum" in s and key not in map(value_key, s["enum"]):
-        return False
+    if "enum" in s:
+        if pointer not in doc.sets:
+            doc.sets[pointer] = frozenset(map(value_key, s["enum"]))
+        if key not in doc.sets[pointer]:
+            return False
     if isinstance(value, str) and not _string(s, value):
         return False
     if is_type(value, "number") and not _number(s, value):
