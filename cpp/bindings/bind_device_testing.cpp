@@ -146,14 +146,7 @@ void run_tiles(const Bench& bench, const DeltaMatrix& m, const Array<float>& rou
     const auto n_tokens = static_cast<int32_t>(x.shape(0)), k = static_cast<int32_t>(routes.shape(1) / 2);
     const auto n_cols = static_cast<int32_t>(m.n_cols);
     const float* on_routes = memory.put(routes.data(), routes.size());
-    auto* half = memory.put(std::vector<uint16_t>(half_stride(n_cols) * n_tokens));
-    auto* scale = memory.put(std::vector<float>(n_tokens));
-    Bench::check(device.halve({.x = memory.put(x.data(), x.size()),
-                               .x_stride = n_cols,
-                               .n_tokens = n_tokens,
-                               .n_cols = n_cols,
-                               .half = half,
-                               .scale = scale}));
+    const float* on_x = memory.put(x.data(), x.size());
     const int32_t n_tiles =
         k > 0 ? max_tiles(n_tokens, m.n_experts) : (n_tokens + kTileTokens - 1) / kTileTokens;
     auto* tokens = memory.put(std::vector<int32_t>(static_cast<size_t>(k) * n_tokens, -1));
@@ -170,15 +163,16 @@ void run_tiles(const Bench& bench, const DeltaMatrix& m, const Array<float>& rou
     for (int32_t j = 0; j < std::max(k, 1); ++j)
         Bench::check(device.delta_tiles({.delta = delta,
                                          .y = on_y,
-                                         .half = half,
-                                         .half_scale = scale,
+                                         .x = on_x,
+                                         .x_stride = n_cols,
                                          .n_tokens = n_tokens,
                                          .n_tiles = n_tiles,
                                          .k = k,
                                          .j = j,
                                          .routes = on_routes,
                                          .tokens = tokens + j * n_tokens,
-                                         .tiles = tiles + j * n_tiles}));
+                                         .tiles = tiles + j * n_tiles,
+                                         .stage_columns = 0}));
     bench.finish();
     memory.get(y.data(), on_y, y.size());
 }

@@ -2,6 +2,8 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <optional>
+#include <span>
 
 #include "bindings.h"
 #include "sardine/error.h"
@@ -10,6 +12,8 @@
 
 namespace sardine::python {
 namespace {
+
+constexpr float kUnlikely = -1e30f;  // finite, as logits are, and no bias makes up for it
 
 std::vector<int32_t> narrow(const std::vector<int64_t>& tokens) {
     std::vector<int32_t> out(tokens.size());
@@ -99,12 +103,21 @@ void bind_sampler(py::module_& m) {
             py::arg("tokens"), "Takes tokens as the text so far, for the penalties.")
         .def(
             "sample",
-            [](Sampler& sampler, Session& s) {
+            [](Sampler& sampler, Session& s, Session::Claim claim, std::optional<int64_t> never) {
                 const auto lock = s.lock();
                 py::gil_scoped_release release;
-                return sampler.sample(s.last_logits());
+                s.check_claim(claim);
+                const std::span<const float> logits = s.last_logits();
+                if (!never || *never < 0 || *never >= static_cast<int64_t>(logits.size()))
+                    return sampler.sample(logits);
+                std::vector<float> others(logits.begin(), logits.end());
+                others[*never] = kUnlikely;
+                return sampler.sample(others);
             },
-            py::arg("session"), "Draws a token from the session's last logits and accepts it.")
+            py::arg("session"), py::arg("claim") = py::none(), py::arg("never") = py::none(),
+            "Draws a token from the session's last logits and accepts it; `never` only if a grammar or "
+            "biases "
+            "leave no other.")
         .def(
             "sample_logits",
             [](Sampler& sampler,

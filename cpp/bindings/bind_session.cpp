@@ -45,47 +45,66 @@ void run_interruptible(Session& s, const F& f) {
     s.set_interrupt(nullptr);
 }
 
+// (weights, bias), as Session.steering has them.
+using Settings = std::pair<std::vector<float>, std::vector<float>>;
+
+Steering checked(const Session& s, const Settings& own) {
+    return checked_steering({.weights = own.first, .bias = own.second}, s.model().experts().expert_count);
+}
+
+py::tuple settings_of(const Steering& s) {
+    return py::make_tuple(s.weights, s.bias);
+}
+
 // Pieces go to a Python callable as bytes; what it raises ends the saving.
-void save(Session& s, const py::function& write) {
+void save(Session& s, const py::function& write, const Settings& own) {
     const auto lock = s.lock();
     StateWriter out([&write](std::span<const uint8_t> piece) {
         write(py::memoryview::from_memory(piece.data(), static_cast<py::ssize_t>(piece.size())));
     });
-    s.save(out);
+    s.save(out, checked(s, own));
 }
 
-py::bytes save_bytes(Session& s) {
+py::bytes save_bytes(Session& s, const Settings& settings) {
     const auto lock = s.lock();
+    const Steering own = checked(s, settings);
     auto out = py::reinterpret_steal<py::bytes>(
-        PyBytes_FromStringAndSize(nullptr, static_cast<py::ssize_t>(s.state_bytes())));
+        PyBytes_FromStringAndSize(nullptr, static_cast<py::ssize_t>(s.state_bytes(own))));
     if (!out) throw py::error_already_set();
     auto* at = reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(out.ptr()));
     py::gil_scoped_release release;
     StateWriter writer([&at](std::span<const uint8_t> piece) { at = std::ranges::copy(piece, at).out; });
-    s.save(writer);
+    s.save(writer, own);
     return out;
 }
 
-void load_bytes(Session& s, const py::buffer& state) {
+py::tuple load_bytes(Session& s, const py::buffer& state) {
     const auto lock = s.lock();
     const py::buffer_info info = state.request();
     if (info.itemsize != 1 || info.ndim != 1 || (info.size > 0 && info.strides[0] != 1))
         throw InvalidArgument("a state must be bytes, one after the other");
     MemoryStateReader in({static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size)});
-    py::gil_scoped_release release;
-    s.load(in);
+    Steering own;
+    {
+        py::gil_scoped_release release;
+        own = s.load(in);
+    }
+    return settings_of(own);
 }
 
-void load_file(Session& s, const std::string& path) {
+py::tuple load_file(Session& s, const std::string& path) {
     const auto lock = s.lock();
-    py::gil_scoped_release release;
-    FileStateReader in(path);
-    s.load(in);
+    Steering own;
+    {
+        py::gil_scoped_release release;
+        FileStateReader in(path);
+        own = s.load(in);
+    }
+    return settings_of(own);
 }
 
 py::dict counts(Session& s) {
-    const auto lock = s.lock();
-    const Session::Counts c = s.counts();
+    const Session::Counts c = s.facts().counts;
     py::dict d;
     d["tokens"] = c.tokens;
     d["batches"] = c.batches;
@@ -100,21 +119,24 @@ std::vector<int32_t> narrow(const std::vector<int64_t>& tokens) {
     return out;
 }
 
-py::array_t<float> eval(Session& s, const std::vector<int64_t>& ids, std::optional<uint64_t> since) {
+py::array_t<float> eval(Session& s, const std::vector<int64_t>& ids, std::optional<uint64_t> since,
+                        Session::Claim claim) {
     const std::vector<int32_t> tokens = narrow(ids);
     {
         const auto lock = s.lock();
+        s.check_claim(claim);
         s.check(tokens);  // before the result, which may be large, is allocated
     }
     const int64_t n_vocab = s.model().hparams().n_vocab;
     py::array_t<float> out({static_cast<py::ssize_t>(tokens.size()), static_cast<py::ssize_t>(n_vocab)});
     float* logits = out.mutable_data();
-    run_interruptible(s, [&] { s.eval(tokens, logits, since); });
+    run_interruptible(s, [&] { s.eval(tokens, logits, since, claim); });
     return out;
 }
 
-py::tuple routing(Session& s) {
+py::tuple routing(Session& s, Session::Claim claim) {
     const auto lock = s.lock();
+    s.check_claim(claim);
     const Session::Routing& r = s.routing();
     const std::vector<py::ssize_t> shape{r.n_layers, r.n_tokens, r.k};
     return py::make_tuple(py::array_t<int32_t>(shape, r.ids.data()),
@@ -129,15 +151,15 @@ py::array_t<float> router_logits(Session& s) {
     return py::array_t<float>(std::vector<py::ssize_t>{r.n_layers, r.n_tokens, n}, r.logits.data());
 }
 
-void steer(Session& s, std::vector<float> weights, std::vector<float> bias) {
+void steer(Session& s, std::vector<float> weights, std::vector<float> bias, Session::Claim claim) {
     const auto lock = s.lock();
     py::gil_scoped_release release;
-    s.steer({.weights = std::move(weights), .bias = std::move(bias)});
+    s.steer({.weights = std::move(weights), .bias = std::move(bias)}, claim);
 }
 
 py::tuple steering(Session& s) {
     const auto lock = s.lock();
-    return py::make_tuple(s.steering().weights, s.steering().bias);
+    return settings_of(s.steering());
 }
 
 }  // namespace
@@ -160,30 +182,36 @@ void bind_session(py::module_& m) {
         .def_property_readonly("n_ctx", &Session::n_ctx)
         .def_property_readonly("n_batch", &Session::n_batch)
         .def_property_readonly("n_threads", &Session::n_threads)
-        .def_property_readonly("memory_bytes", &Session::memory_bytes)
-        .def_property_readonly("n_tokens",
-                               [](Session& s) {
-                                   const auto lock = s.lock();
-                                   return s.tokens().size();
-                               })
+        .def_property_readonly("memory_bytes", [](const Session& s) { return s.facts().memory_bytes; })
+        .def_property_readonly("n_tokens", [](const Session& s) { return s.facts().n_tokens; })
+        .def(
+            "claim",
+            [](Session& s) {
+                const auto lock = s.lock();
+                return s.claim();
+            },
+            "A number for calls that belong together: as their `claim` it makes them raise ContextChanged "
+            "once "
+            "another call has changed the context or claimed it.")
         .def_property_readonly("tokens",
                                [](Session& s) {
                                    const auto lock = s.lock();
                                    return s.tokens();
                                })
-        .def("eval", &eval, py::arg("tokens"), py::arg("since") = py::none(),
+        .def("eval", &eval, py::arg("tokens"), py::arg("since") = py::none(), py::arg("claim") = py::none(),
              "Appends tokens; logits of each, float32 [n_tokens, n_vocab]. `since` as in decode.")
         .def(
             "decode",
-            [](Session& s, const std::vector<int64_t>& ids, std::optional<uint64_t> since) {
+            [](Session& s, const std::vector<int64_t>& ids, std::optional<uint64_t> since,
+               Session::Claim claim) {
                 const std::vector<int32_t> tokens = narrow(ids);
-                run_interruptible(s, [&] { s.eval(tokens, nullptr, since); });
+                run_interruptible(s, [&] { s.eval(tokens, nullptr, since, claim); });
             },
-            py::arg("tokens"), py::arg("since") = py::none(),
+            py::arg("tokens"), py::arg("since") = py::none(), py::arg("claim") = py::none(),
             "Appends tokens; keeps only the last one's logits, for a Sampler. Raises Cancelled if cancel() "
             "was "
             "called since n_cancels was `since`.")
-        .def("routing", &routing,
+        .def("routing", &routing, py::arg("claim") = py::none(),
              "(ids int32, weights float32) of the last eval, [n_layers, n_tokens, top_k].")
         .def("router_logits", &router_logits,
              "The router's logits of the last eval, float32 [n_layers, n_tokens, n_experts]; none per token "
@@ -197,28 +225,34 @@ void bind_session(py::module_& m) {
             py::arg("keep"), "Whether evals keep the router's logits, for router_logits().")
         .def(
             "steer", &steer, py::kw_only(), py::arg("weights"), py::arg("bias"),
+            py::arg("claim") = py::none(),
             "Forces experts to weights or biases the router's logits, [n_experts] or empty. A change empties "
             "the context.")
         .def_property_readonly("steering", &steering, "(weights, bias), of which at least one is empty.")
         .def(
             "last_logits",
-            [](Session& s) {
+            [](Session& s, Session::Claim claim) {
                 const auto lock = s.lock();
+                s.check_claim(claim);
                 return py::array_t<float>(static_cast<py::ssize_t>(s.last_logits().size()),
                                           s.last_logits().data());
             },
+            py::arg("claim") = py::none(),
             "Copy of the logits after the last token, float32 [n_vocab], or empty.")
         .def(
             "truncate",
-            [](Session& s, int64_t n) {
+            [](Session& s, int64_t n, Session::Claim claim) {
                 const auto lock = s.lock();
-                s.truncate(n);
+                s.truncate(n, claim);
             },
-            py::arg("n_tokens"), "Forgets all but the first n_tokens.")
-        .def("save", &save, py::arg("write"), "Calls write(memoryview) with the pieces of the state.")
-        .def("save_bytes", &save_bytes, "The state as bytes.")
+            py::arg("n_tokens"), py::arg("claim") = py::none(), "Forgets all but the first n_tokens.")
+        .def(
+            "save", &save, py::arg("write"), py::arg("own") = Settings(),
+            "Calls write(memoryview) with the pieces of the state. `own` is kept in it for the one who loads "
+            "it: (weights, bias) of a steering, which may differ from the one that made the tokens.")
+        .def("save_bytes", &save_bytes, py::arg("own") = Settings(), "The state as bytes.")
         .def("load_bytes", &load_bytes, py::arg("state"),
-             "Takes the place of a context from its saved state.")
+             "Takes the place of a context from its saved state; returns what was `own`.")
         .def("load_file", &load_file, py::arg("path"), "The same from a file.")
         .def_property_readonly(
             "counts", &counts,

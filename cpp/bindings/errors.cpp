@@ -33,6 +33,8 @@ void bind_errors(py::module_&) {
             set_error("DeviceError", e.what());
         } catch (const BusyError& e) {
             set_error("BusyError", e.what());
+        } catch (const ContextChanged& e) {
+            set_error("ContextChanged", e.what());
         } catch (const Cancelled& e) {
             set_error("Cancelled", e.what());
         } catch (const Error& e) {

@@ -1,6 +1,6 @@
-// Deltas of a batch: tokens grouped by their j-th expert into tiles, x as f16, a tile's columns staged in
-// shared memory 256 at a time, sums in registers. The experts of one j touch each token once, and the j
-// follow each other, so sums have a fixed order without atomics.
+// Deltas of a batch: tokens grouped by their j-th expert into tiles, a tile's activations staged in shared
+// memory a few columns at a time, sums in registers, all in f32. The experts of one j touch each token once,
+// and the j follow each other, so sums have a fixed order without atomics.
 #pragma once
 
 #include "grid.h"
@@ -9,44 +9,30 @@
 
 namespace sardine::device {
 
-constexpr int kHalveThreads = 256;
 constexpr int kGroupThreads = 256;
 constexpr size_t kGroupBytes = sizeof(int32_t) * 3 * 256;
-constexpr int kTileThreads = 512;
-constexpr int kTileColumns = 256;  // staged at a time
+constexpr int kTileThreads = 1024;
 constexpr int kWarpRows = 16;
 constexpr int kTileRows = kTileThreads / grid::kWarp * kWarpRows;
-constexpr int kEntries = 128;  // positions of a warp's rows, waiting in shared memory
+constexpr int kEntries = 64;  // positions of a warp's rows, waiting in shared memory
 
 // A position: its value and its column in the stage.
 struct alignas(8) Entry {
     float value;
     int32_t column;
 };
-constexpr size_t kStageBytes = sizeof(uint16_t) * kTileColumns * kTileTokens;
-constexpr size_t kTileBytes = kStageBytes + kTileThreads / grid::kWarp * kEntries * sizeof(Entry);
-static_assert(kTileBytes <= 48 * 1024, "every device has as much without asking");
-
-// One block a token.
-SARDINE_KERNEL void SARDINE_BOUNDS(kHalveThreads) halve(HalveArgs a) {
-    const int lane = grid::thread() % grid::kWarp, warp = grid::thread() / grid::kWarp;
-    const int token = grid::block_x();
-    const float* x = a.x + token * a.x_stride;
-    auto* tops = reinterpret_cast<float*>(grid::shared_memory());  // [n_warps]
-    float top = 0.0f;
-    for (int i = grid::thread(); i < a.n_cols; i += grid::n_threads()) top = fmaxf(top, fabsf(x[i]));
-    for (int step = grid::kWarp / 2; step > 0; step /= 2) top = fmaxf(top, grid::shuffle_xor(top, step));
-    if (lane == 0) tops[warp] = top;
-    grid::sync_block();
-    for (int w = 0; w < grid::n_threads() / grid::kWarp; ++w) top = fmaxf(top, tops[w]);
-    // The largest becomes 2^10 to 2^11, so f16's normal numbers reach 2^-25 of it.
-    const int exponent = top > 0.0f && top < INFINITY ? most(ilogbf(top) - 10, -100) : 0;
-    const float factor = scalbnf(1.0f, -exponent);
-    uint16_t* out = a.half + token * half_stride(a.n_cols);
-    for (int i = grid::thread(); i < static_cast<int>(half_stride(a.n_cols)); i += grid::n_threads())
-        out[i] = grid::float_to_half(i < a.n_cols ? x[i] * factor : 0.0f);
-    if (grid::thread() == 0) a.scale[token] = scalbnf(1.0f, exponent);
+// A column of a lane's two tokens.
+struct alignas(8) Pair {
+    float x, y;
+};
+constexpr size_t tile_bytes(int stage_columns) {
+    return sizeof(Pair) * stage_columns * kTileTokens / 2 +
+           kTileThreads / grid::kWarp * kEntries * sizeof(Entry);
 }
+// Columns staged at a time: every device has the memory for the fewer ones without asking.
+constexpr int kFewColumns = 128, kManyColumns = 256;
+static_assert(tile_bytes(kFewColumns) <= 48 * 1024);
+static_assert(kFewColumns % (4 * kTileThreads / grid::kWarp) == 0, "four columns a warp and step");
 
 // One block for each j.
 SARDINE_KERNEL void SARDINE_BOUNDS(kGroupThreads) group(GroupArgs a) {
@@ -93,33 +79,32 @@ SARDINE_KERNEL void SARDINE_BOUNDS(kGroupThreads) group(GroupArgs a) {
     }
 }
 
-// Columns [first, first + 256) of the lane's two tokens (-1: none), one word of two f16 a column; zeros from
-// `width` on.
-SARDINE_DEVICE void stage_columns(const TilesArgs& a, int t0, int t1, int first, int width, uint32_t* stage) {
-    const int lane = grid::thread() % grid::kWarp, warp = grid::thread() / grid::kWarp;
-    constexpr int kWarpColumns = kTileColumns / (kTileThreads / grid::kWarp);
-    const int64_t stride = half_stride(a.delta.n_cols);
-    const uint16_t* x0 = a.half + most(t0, 0) * stride + first;
-    const uint16_t* x1 = a.half + most(t1, 0) * stride + first;
-    for (int c0 = warp * kWarpColumns; c0 < (warp + 1) * kWarpColumns; c0 += 8) {
-        uint32_t words[8];
-        if (first % 8 == 0 && c0 + 8 <= width) {
-            const grid::Words4 a0 = *reinterpret_cast<const grid::Words4*>(x0 + c0);
-            const grid::Words4 a1 = *reinterpret_cast<const grid::Words4*>(x1 + c0);
-            const uint32_t w0[4] = {a0.x, a0.y, a0.z, a0.w}, w1[4] = {a1.x, a1.y, a1.z, a1.w};
-            SARDINE_UNROLL
-            for (int i = 0; i < 4; ++i) {
-                words[2 * i] = (w0[i] & 0xFFFF) | w1[i] << 16;
-                words[2 * i + 1] = w0[i] >> 16 | (w1[i] & 0xFFFF0000u);
-            }
-        } else {
-            SARDINE_UNROLL
-            for (int i = 0; i < 8; ++i)
-                words[i] = c0 + i < width ? x0[c0 + i] | static_cast<uint32_t>(x1[c0 + i]) << 16 : 0;
-        }
-        const uint32_t keep = (t0 >= 0 ? 0xFFFFu : 0) | (t1 >= 0 ? 0xFFFF0000u : 0);
+// Up to four of n columns; zeros behind them. `aligned`: x may be read 16 bytes at a time.
+SARDINE_DEVICE void load_columns(const float* x, int n, bool aligned, float* out) {
+    if (aligned && n >= 4) {
+        const grid::Words4 v = *reinterpret_cast<const grid::Words4*>(x);
+        const uint32_t words[4] = {v.x, v.y, v.z, v.w};
         SARDINE_UNROLL
-        for (int i = 0; i < 8; ++i) stage[(c0 + i) * grid::kWarp + lane] = words[i] & keep;
+        for (int i = 0; i < 4; ++i) out[i] = grid::bits_to_float(words[i]);
+    } else {
+        SARDINE_UNROLL
+        for (int i = 0; i < 4; ++i) out[i] = i < n ? x[i] : 0.0f;
+    }
+}
+
+// Columns [first, first + a.stage_columns) of the lane's two tokens (-1: none); zeros from `width` on.
+SARDINE_DEVICE void stage_columns(const TilesArgs& a, int t0, int t1, int first, int width, Pair* stage) {
+    const int lane = grid::thread() % grid::kWarp, warp = grid::thread() / grid::kWarp;
+    const bool aligned = a.x_stride % 4 == 0 && first % 4 == 0;
+    const float* x0 = a.x + most(t0, 0) * a.x_stride + first;
+    const float* x1 = a.x + most(t1, 0) * a.x_stride + first;
+    const int share = a.stage_columns / (kTileThreads / grid::kWarp);
+    for (int c = warp * share; c < (warp + 1) * share; c += 4) {
+        float v0[4], v1[4];
+        load_columns(x0 + c, t0 >= 0 ? width - c : 0, aligned, v0);
+        load_columns(x1 + c, t1 >= 0 ? width - c : 0, aligned, v1);
+        SARDINE_UNROLL
+        for (int i = 0; i < 4; ++i) stage[(c + i) * grid::kWarp + lane] = {v0[i], v1[i]};
     }
 }
 
@@ -138,7 +123,7 @@ SARDINE_DEVICE int first_at_least(const uint16_t* col, int begin, int end, int l
 // Adds the positions of the warp's rows whose columns are staged: lane i < kWarpRows has those of row i,
 // [begin, end).
 SARDINE_DEVICE void add_staged(const TilesArgs& a, const Values& values, float scale, int begin, int end,
-                               int first_col, const uint32_t* stage, Entry* entries, float (*sums)[2]) {
+                               int first_col, const Pair* stage, Entry* entries, float (*sums)[2]) {
     const int lane = grid::thread() % grid::kWarp;
     int before = end - begin;  // inclusive sums over the lanes, then the positions of the rows before
     for (int step = 1; step < kWarpRows; step *= 2) {
@@ -164,17 +149,17 @@ SARDINE_DEVICE void add_staged(const TilesArgs& a, const Values& values, float s
             }
         }
         grid::sync_warp();
+        int q = 0;
         SARDINE_UNROLL
         for (int i = 0; i < kWarpRows; ++i) {
-            const int from = most(grid::shuffle(before, i), done) - done;
             const int next = i + 1 < kWarpRows ? grid::shuffle(before, i + 1) : total;
             const int to = least(next - done, kEntries);
             float s0 = sums[i][0], s1 = sums[i][1];
-            for (int q = from; q < to; ++q) {
+            for (; q < to; ++q) {
                 const Entry e = entries[q];
-                const uint32_t x = stage[e.column * grid::kWarp + lane];
-                s0 += e.value * grid::half_to_float(low_half(x));
-                s1 += e.value * grid::half_to_float(high_half(x));
+                const Pair x = stage[e.column * grid::kWarp + lane];
+                s0 += e.value * x.x;
+                s1 += e.value * x.y;
             }
             sums[i][0] = s0;
             sums[i][1] = s1;
@@ -198,8 +183,9 @@ SARDINE_KERNEL void SARDINE_BOUNDS(kTileThreads) delta_tiles(TilesArgs a) {
     const Values values = tile.expert >= 0 ? of_expert(d, tile.expert) : Values{};
     const float scale = tile.expert >= 0 ? d.scale[tile.expert] : 0.0f;
 
-    auto* stage = reinterpret_cast<uint32_t*>(grid::shared_memory());
-    auto* entries = reinterpret_cast<Entry*>(grid::shared_memory() + kStageBytes) + warp * kEntries;
+    auto* entries = reinterpret_cast<Entry*>(grid::shared_memory()) + warp * kEntries;
+    auto* stage = reinterpret_cast<Pair*>(reinterpret_cast<Entry*>(grid::shared_memory()) +
+                                          kTileThreads / grid::kWarp * kEntries);
     const int first_row = grid::block_y() * kTileRows + warp * kWarpRows;
     const bool has_row = lane < kWarpRows && first_row + lane < d.n_rows;
     float sums[kWarpRows][2] = {};
@@ -208,13 +194,13 @@ SARDINE_KERNEL void SARDINE_BOUNDS(kTileThreads) delta_tiles(TilesArgs a) {
         const int32_t* ptr = d.row_ptr + static_cast<int64_t>(b) * d.n_rows;
         int begin = has_row ? ptr[first_row + lane] : 0;
         const int row_end = has_row ? ptr[first_row + lane + 1] : 0;
-        for (int col = 0; col < width; col += kTileColumns) {
+        for (int col = 0; col < width; col += a.stage_columns) {
             grid::sync_block();
-            stage_columns(a, t0, t1, block_col + col, least(kTileColumns, width - col), stage);
+            stage_columns(a, t0, t1, block_col + col, width - col, stage);
             grid::sync_block();
             // Columns of a row differ, so a stage holds at most as many positions of it as it has columns.
-            const int end =
-                first_at_least(d.col, begin, least(row_end, begin + kTileColumns), col + kTileColumns);
+            const int end = first_at_least(d.col, begin, least(row_end, begin + a.stage_columns),
+                                           col + a.stage_columns);
             add_staged(a, values, scale, begin, end, col, stage, entries, sums);
             begin = end;
         }
@@ -223,7 +209,7 @@ SARDINE_KERNEL void SARDINE_BOUNDS(kTileThreads) delta_tiles(TilesArgs a) {
     for (int i = 0; i < 2; ++i) {
         if (tokens[i] < 0) continue;
         const int64_t t = tokens[i];
-        const float w = a.half_scale[t] * (a.k > 0 ? a.routes[t * 2 * a.k + a.j] : 1.0f);
+        const float w = a.k > 0 ? a.routes[t * 2 * a.k + a.j] : 1.0f;
         float* y = a.y + t * d.n_rows + first_row;
         SARDINE_UNROLL
         for (int r = 0; r < kWarpRows; ++r)

@@ -27,7 +27,6 @@ class Device {
 
     virtual const char* route(const RouteArgs& a) = 0;
     virtual const char* group(const GroupArgs& a) = 0;
-    virtual const char* halve(const HalveArgs& a) = 0;
     virtual const char* delta_rows(const RowsArgs& a, const RowsShape& shape) = 0;
     virtual const char* delta_tiles(const TilesArgs& a) = 0;
 
@@ -39,7 +38,7 @@ class Device {
 };
 
 // Rises with every change of this file, launch.h or views.h.
-constexpr uint32_t kDeviceVersion = 1;
+constexpr uint32_t kDeviceVersion = 2;
 
 // What the library exports as sardine_open_device. Null on failure, with the reason in `error`. The backend
 // must outlive the device.

@@ -167,10 +167,6 @@ float half_to_float(uint16_t h) {
     return ggml_fp16_to_fp32(h);
 }
 
-uint16_t float_to_half(float f) {
-    return ggml_fp32_to_fp16(f);
-}
-
 void set_emulation_order(Order order, uint32_t seed) {
     emulator().kind = order;
     emulator().random.seed(seed);

@@ -91,7 +91,6 @@ inline int count_bits(uint32_t v) {
 }
 
 float half_to_float(uint16_t h);
-uint16_t float_to_half(float f);
 
 inline Words4 load_once(const Words4* p) {
     return *p;

@@ -82,9 +82,6 @@ SARDINE_DEVICE int count_bits(uint32_t v) {
 SARDINE_DEVICE float half_to_float(uint16_t h) {
     return __half2float(__ushort_as_half(h));
 }
-SARDINE_DEVICE uint16_t float_to_half(float f) {
-    return __half_as_ushort(__float2half_rn(f));
-}
 
 // Reads what this launch uses once, and leaves the caches to others.
 SARDINE_DEVICE Words4 load_once(const Words4* p) {

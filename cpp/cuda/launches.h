@@ -37,10 +37,6 @@ class Launches : public Device {
     const char* group(const GroupArgs& a) override {
         return self().run(device::group, {.x = a.k, .threads = kGroupThreads, .shared = kGroupBytes}, a);
     }
-    const char* halve(const HalveArgs& a) override {
-        const size_t shared = sizeof(float) * kHalveThreads / grid::kWarp;
-        return self().run(device::halve, {.x = a.n_tokens, .threads = kHalveThreads, .shared = shared}, a);
-    }
     const char* delta_rows(const RowsArgs& a, const RowsShape& s) override {
         // Two matrices of different types, or of which one alone has a shared part, are two launches.
         const bool same = a.delta[0].values.type == a.delta[1].values.type &&
@@ -63,8 +59,15 @@ class Launches : public Device {
     }
     const char* delta_tiles(const TilesArgs& a) override {
         const int rows = (a.delta.n_rows + kTileRows - 1) / kTileRows;
+        TilesArgs args = a;
+        args.stage_columns =
+            tile_bytes(kManyColumns) <= self().limits().shared_block ? kManyColumns : kFewColumns;
         return self().run(device::delta_tiles,
-                          {.x = a.n_tiles, .y = rows, .threads = kTileThreads, .shared = kTileBytes}, a);
+                          {.x = a.n_tiles,
+                           .y = rows,
+                           .threads = kTileThreads,
+                           .shared = tile_bytes(args.stage_columns)},
+                          args);
     }
 
  private:

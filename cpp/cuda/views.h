@@ -87,29 +87,18 @@ struct GroupArgs {
     Tile* tiles = nullptr;      // out, [k, max_tiles]; those behind the last one have n = 0
 };
 
-// x as f16, each row divided by a power of two of its own so that it fits.
-struct HalveArgs {
-    const float* x = nullptr;
-    int64_t x_stride = 0;
-    int32_t n_tokens = 0, n_cols = 0;
-    uint16_t* half = nullptr;  // out, [n_tokens, half_stride(n_cols)]
-    float* scale = nullptr;    // out, [n_tokens]
-};
-SARDINE_BOTH inline int64_t half_stride(int64_t n_cols) {
-    return (n_cols + 7) / 8 * 8;
-}
-
-// y[t] += w * scale[t] * ((shared + Delta) @ half[t]) for the j-th experts of all tokens, or the shared part
-// alone where k is 0.
+// y[t] += w * ((shared + Delta) @ x[t]) for the j-th experts of all tokens, or the shared part alone where k
+// is 0.
 struct TilesArgs {
     Delta delta;
     float* y = nullptr;  // [n_tokens, n_rows], dense
-    const uint16_t* half = nullptr;
-    const float* half_scale = nullptr;
+    const float* x = nullptr;
+    int64_t x_stride = 0;
     int32_t n_tokens = 0, n_tiles = 0, k = 0, j = 0;
     const float* routes = nullptr;
     const int32_t* tokens = nullptr;  // [n_tokens] of this j
     const Tile* tiles = nullptr;      // [n_tiles] of this j
+    int32_t stage_columns = 0;        // of the launch: kFewColumns or kManyColumns
 };
 
 }  // namespace sardine::device

@@ -51,6 +51,7 @@ Session::Session(std::shared_ptr<const Model> model, const SessionOptions& o)
         },
         this);
     tokens_.reserve(std::min<int64_t>(n_ctx(), 1 << 16));
+    publish();
 }
 
 Session::~Session() = default;
@@ -70,9 +71,33 @@ int64_t Session::n_batch() const {
     return engine_->n_batch();
 }
 
-double Session::memory_bytes() {
-    const auto held = lock();
-    return engine_->bytes();
+Session::Facts Session::facts() const {
+    const std::lock_guard held(facts_mutex_);
+    return facts_;
+}
+
+void Session::publish() {
+    Facts f{.n_tokens = static_cast<int64_t>(tokens_.size()),
+            .memory_bytes = engine_->bytes(),
+            .counts = counts_};
+    f.counts.graphs = engine_->graphs_built();
+    f.counts.nodes = engine_->batch_nodes();
+    const std::lock_guard held(facts_mutex_);
+    facts_ = f;
+}
+
+void Session::check_claim(Claim claim) const {
+    if (claim && *claim != claim_)
+        throw ContextChanged(
+            "another call has used this context meanwhile, so what was begun on it cannot go on: begin it "
+            "again, "
+            "or give each its own context with new_context()");
+}
+
+// What follows changes the context, for the one who has claimed it or, without a claim, for no one.
+void Session::use(Claim claim) {
+    check_claim(claim);
+    if (!claim) ++claim_;
 }
 
 void Session::set_profile(bool on) {
@@ -81,13 +106,6 @@ void Session::set_profile(bool on) {
 
 std::map<std::string, int64_t> Session::profile() const {
     return profile_ ? profile_->times() : Profile::Times();
-}
-
-Session::Counts Session::counts() const {
-    Counts c = counts_;
-    c.graphs = engine_->graphs_built();
-    c.nodes = engine_->batch_nodes();
-    return c;
 }
 
 // Thread 0 is the one that called eval; the others learn from it.
@@ -106,28 +124,39 @@ bool Session::should_stop(int ith) {
     return stop;
 }
 
-void Session::truncate(int64_t n) {
+void Session::truncate(int64_t n, Claim claim) {
+    check_claim(claim);
     if (n < 0) throw InvalidArgument("cannot keep " + std::to_string(n) + " tokens");
     if (n >= static_cast<int64_t>(tokens_.size())) return;
+    use(claim);
+    forget(n);
+    publish();
+}
+
+void Session::forget(int64_t n) {
     tokens_.resize(n);
     last_logits_.clear();
     routing_ = {};
 }
 
-void Session::steer(Steering steering) {
+void Session::steer(Steering steering, Claim claim) {
+    check_claim(claim);
     const auto n_experts = static_cast<int64_t>(model_->experts().expert_count);
     if (!steering.empty() && mode_ == DeltaMode::off)
         throw InvalidArgument("experts are set, and delta_mode 'off' runs none: use 'sparse' or 'gain'");
     steering = checked_steering(std::move(steering), n_experts);
     if (steering == steering_) return;
     engine_->steer(steering);
+    use(claim);
     steering_ = std::move(steering);
-    truncate(0);
+    forget(0);
+    publish();
 }
 
 void Session::keep_router_logits(bool keep) {
     engine_->keep_router_logits(keep);
     keep_router_logits_ = keep;
+    publish();
 }
 
 void Session::check(std::span<const int32_t> tokens) const {
@@ -144,7 +173,9 @@ void Session::check(std::span<const int32_t> tokens) const {
                                   std::to_string(model_->hparams().n_vocab));
 }
 
-void Session::eval(std::span<const int32_t> tokens, float* all_logits, std::optional<uint64_t> since) {
+void Session::eval(std::span<const int32_t> tokens, float* all_logits, std::optional<uint64_t> since,
+                   Claim claim) {
+    check_claim(claim);
     check(tokens);
     since_ = since.value_or(n_cancels());
     stopped_.store(false, std::memory_order_relaxed);
@@ -152,6 +183,7 @@ void Session::eval(std::span<const int32_t> tokens, float* all_logits, std::opti
     const auto n = static_cast<int64_t>(tokens.size());
     const auto n_past = static_cast<int64_t>(tokens_.size());
     const int64_t n_vocab = model_->hparams().n_vocab;
+    use(claim);
     next_interrupt_ns_ = now_ns() + kInterruptNs;
     routing_ = {};
     if (mode_ != DeltaMode::off) {
@@ -169,11 +201,11 @@ void Session::eval(std::span<const int32_t> tokens, float* all_logits, std::opti
             run(tokens.subspan(i, m), all_logits != nullptr, all_logits ? all_logits + i * n_vocab : nullptr,
                 i);
             tokens_.insert(tokens_.end(), tokens.begin() + i, tokens.begin() + i + m);
+            publish();
         }
     } catch (...) {
-        tokens_.resize(n_past);
-        last_logits_.clear();
-        routing_ = {};
+        forget(n_past);
+        publish();
         throw;
     }
 }

@@ -1,8 +1,8 @@
 // A session's state in bytes, all little-endian:
 //
-//   StateHeader, weights f32 [n_weights] and bias f32 [n_bias] of the steering, tokens i32 [n_tokens], logits
-//   f32 [n_logits], then for each layer the first n_tokens rows of its keys and of its values, then u64:
-//   Hash64 of everything before.
+//   StateHeader, weights f32 [n_weights] and bias f32 [n_bias] of the steering that made the tokens, the same
+//   of the one that the context goes back to, tokens i32 [n_tokens], logits f32 [n_logits], then for each
+//   layer the first n_tokens rows of its keys and of its values, then u64: Hash64 of everything before.
 //
 // The hash finds damage. A state made up on purpose can hold wrong numbers, but none that is not finite and
 // no token outside the vocabulary.
@@ -26,7 +26,7 @@ namespace sardine {
 namespace {
 
 constexpr std::array<char, 8> kMagic = {'S', 'A', 'R', 'D', 'S', 'T', 'A', 'T'};
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3;
 constexpr uint64_t kPiece = 1 << 20;  // bytes read or written at a time
 
 struct StateHeader {
@@ -38,8 +38,9 @@ struct StateHeader {
     uint64_t model_bytes = 0, model_hash = 0;
     uint64_t n_tokens = 0, n_logits = 0;
     uint32_t n_weights = 0, n_bias = 0;
+    uint32_t n_own_weights = 0, n_own_bias = 0;
 };
-static_assert(sizeof(StateHeader) == 72);
+static_assert(sizeof(StateHeader) == 80);
 
 template <typename T>
 std::span<const uint8_t> bytes_of(const T* data, size_t n) {
@@ -84,9 +85,11 @@ StateHeader header_of(const Model& m, DeltaMode mode, ggml_type kv_type) {
             .model_hash = model_hash(m)};
 }
 
-void fill_counts(StateHeader& h, const Steering& s, size_t n_tokens, size_t n_logits) {
+void fill_counts(StateHeader& h, const Steering& s, const Steering& own, size_t n_tokens, size_t n_logits) {
     h.n_weights = static_cast<uint32_t>(s.weights.size());
     h.n_bias = static_cast<uint32_t>(s.bias.size());
+    h.n_own_weights = static_cast<uint32_t>(own.weights.size());
+    h.n_own_bias = static_cast<uint32_t>(own.bias.size());
     h.n_tokens = n_tokens;
     h.n_logits = n_logits;
 }
@@ -95,13 +98,14 @@ void fill_counts(StateHeader& h, const Steering& s, size_t n_tokens, size_t n_lo
 struct StateLayout {
     explicit StateLayout(const StateHeader& h)
         : steering(sizeof(StateHeader)),
-          tokens(steering + 4 * (uint64_t{h.n_weights} + h.n_bias)),
+          own(steering + 4 * (uint64_t{h.n_weights} + h.n_bias)),
+          tokens(own + 4 * (uint64_t{h.n_own_weights} + h.n_own_bias)),
           logits(tokens + 4 * h.n_tokens),
           rows(logits + 4 * h.n_logits),
           row_bytes(ggml_row_size(static_cast<ggml_type>(h.kv_type), h.n_embd_kv)),
           hash(rows + 2 * h.n_layer * h.n_tokens * row_bytes),
           end(hash + sizeof(uint64_t)) {}
-    uint64_t steering, tokens, logits, rows, row_bytes, hash, end;
+    uint64_t steering, own, tokens, logits, rows, row_bytes, hash, end;
 };
 
 class StateLoader {
@@ -117,7 +121,10 @@ class StateLoader {
     // Reads everything once before any of it is used.
     void verify() {
         steering.weights = read_vector<float>(layout_.steering, header_.n_weights);
-        steering.bias = read_vector<float>(layout_.steering + 4 * header_.n_weights, header_.n_bias);
+        steering.bias =
+            read_vector<float>(layout_.steering + 4 * uint64_t{header_.n_weights}, header_.n_bias);
+        own.weights = read_vector<float>(layout_.own, header_.n_own_weights);
+        own.bias = read_vector<float>(layout_.own + 4 * uint64_t{header_.n_own_weights}, header_.n_own_bias);
         tokens = read_vector<int32_t>(layout_.tokens, header_.n_tokens);
         logits = read_vector<float>(layout_.logits, header_.n_logits);
         Hash64 hash = hash_so_far();
@@ -136,7 +143,8 @@ class StateLoader {
                 fail("tokens", "token id " + std::to_string(t) + " is outside the vocabulary of " +
                                    std::to_string(header_.n_vocab));
         if (!finite) fail("values", "a key, value or logit is not finite");
-        check_steering();
+        check_steering(steering);
+        check_steering(own);
     }
 
     void read_rows(const KvCache& cache) {
@@ -157,7 +165,7 @@ class StateLoader {
         check_hash(hash, "it changed while it was read");
     }
 
-    Steering steering;
+    Steering steering, own;
     std::vector<int32_t> tokens;
     std::vector<float> logits;
 
@@ -191,7 +199,7 @@ class StateLoader {
         if (h.kv_type != expected.kv_type)
             fail("kv_type", "the state's kv_type is '" + type_text(h.kv_type) + "', this context's is '" +
                                 type_text(expected.kv_type) + "'");
-        for (const uint32_t n : {h.n_weights, h.n_bias})
+        for (const uint32_t n : {h.n_weights, h.n_bias, h.n_own_weights, h.n_own_bias})
             if (n != 0 && n != n_experts_)
                 fail("experts", "the state steers " + std::to_string(n) + " experts, and the model has " +
                                     std::to_string(n_experts_));
@@ -217,17 +225,18 @@ class StateLoader {
     Hash64 hash_so_far() const {
         Hash64 hash;
         hash.add(bytes_of(&header_, 1));
-        hash.add(bytes_of(steering.weights.data(), steering.weights.size()));
-        hash.add(bytes_of(steering.bias.data(), steering.bias.size()));
+        for (const Steering* s : {&steering, &own})
+            for (const std::vector<float>* v : {&s->weights, &s->bias})
+                hash.add(bytes_of(v->data(), v->size()));
         hash.add(bytes_of(tokens.data(), tokens.size()));
         hash.add(bytes_of(logits.data(), logits.size()));
         return hash;
     }
 
     // Only what steer() leaves behind.
-    void check_steering() {
+    void check_steering(const Steering& found) {
         try {
-            if (checked_steering(steering, n_experts_) == steering) return;
+            if (checked_steering(found, n_experts_) == found) return;
         } catch (const InvalidArgument& e) {
             fail("experts", std::string("the state's settings of experts are damaged: ") + e.what());
         }
@@ -247,16 +256,16 @@ class StateLoader {
 
 }  // namespace
 
-uint64_t Session::state_bytes() const {
+uint64_t Session::state_bytes(const Steering& own) const {
     StateHeader h = header_of(*model_, mode_, engine_->cache().type());
-    fill_counts(h, steering_, tokens_.size(), last_logits_.size());
+    fill_counts(h, steering_, own, tokens_.size(), last_logits_.size());
     return StateLayout(h).end;
 }
 
-void Session::save(StateWriter& out) const {
+void Session::save(StateWriter& out, const Steering& own) const {
     const KvCache& cache = engine_->cache();
     StateHeader h = header_of(*model_, mode_, cache.type());
-    fill_counts(h, steering_, tokens_.size(), last_logits_.size());
+    fill_counts(h, steering_, own, tokens_.size(), last_logits_.size());
     Hash64 hash;
     auto put = [&](std::span<const uint8_t> bytes) {
         hash.add(bytes);
@@ -264,8 +273,8 @@ void Session::save(StateWriter& out) const {
             out.write(bytes.first(std::min<size_t>(bytes.size(), kPiece)));
     };
     put(bytes_of(&h, 1));
-    put(bytes_of(steering_.weights.data(), steering_.weights.size()));
-    put(bytes_of(steering_.bias.data(), steering_.bias.size()));
+    for (const Steering* s : {&steering_, &own})
+        for (const std::vector<float>* v : {&s->weights, &s->bias}) put(bytes_of(v->data(), v->size()));
     put(bytes_of(tokens_.data(), tokens_.size()));
     put(bytes_of(last_logits_.data(), last_logits_.size()));
     std::vector<uint8_t> staged;
@@ -284,21 +293,25 @@ void Session::save(StateWriter& out) const {
     out.write(bytes_of(&value, 1));
 }
 
-void Session::load(StateReader& in) {
+Steering Session::load(StateReader& in) {
     const int64_t n_experts = mode_ == DeltaMode::off ? 0 : model_->experts().expert_count;
     StateLoader loader(in, header_of(*model_, mode_, engine_->cache().type()), n_experts, n_ctx());
     loader.verify();
     if (loader.steering != steering_) engine_->steer(loader.steering);
+    use({});
     steering_ = loader.steering;
     routing_ = {};
     try {
         loader.read_rows(engine_->cache());
     } catch (...) {
-        truncate(0);
+        forget(0);
+        publish();
         throw;
     }
     tokens_ = std::move(loader.tokens);
     last_logits_ = std::move(loader.logits);
+    publish();
+    return std::move(loader.own);
 }
 
 }  // namespace sardine

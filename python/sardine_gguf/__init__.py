@@ -8,6 +8,7 @@ _log.connect()
 from sardine_gguf.errors import (  # noqa: E402
     BusyError,
     Cancelled,
+    ContextChanged,
     ContextOverflow,
     DeviceError,
     FormatError,
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BusyError",
     "Cancelled",
+    "ContextChanged",
     "ContextOverflow",
     "DeviceError",
     "FormatError",

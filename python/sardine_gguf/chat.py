@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from sardine_gguf._native import Model
 from sardine_gguf.errors import FormatError
-from sardine_gguf.messages import Message, TemplateStyle, normalise
+from sardine_gguf.messages import Message, TemplateStyle, check_messages, normalise
+from sardine_gguf.prompt_parts import prompt_parts
 from sardine_gguf.special_text import SpecialText
 from sardine_gguf.template_process import TEMPLATES, TemplateRefusal, TemplateSyntax
 from sardine_gguf.think_prompt import Block, default_think_prompt, with_think_prompt
@@ -83,6 +84,7 @@ class ChatTemplate:
 
     def with_think_prompt(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages with `think_prompt`, if any, added to a system message that they begin with."""
+        check_messages(messages)
         return with_think_prompt(messages, self.think_prompt) if self.think_prompt else messages
 
     @property
@@ -94,37 +96,47 @@ class ChatTemplate:
         """The prompt as text, special tokens spelled out. Raises ValueError if the template refuses."""
         return self._render(normalise(messages, self._style), add_generation_prompt)
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        marks: Mapping[str, str] | None = None,
+    ) -> str:
+        """The output; with marks, they stand for those names in the template's constants and variables."""
+        marks = marks or {}
+        bos, eos = (marks.get(t, t) for t in (self._bos, self._eos))
         continued = bool(messages) and messages[-1].get("prefix") is True
         if continued and messages[-1].get("role") != "assistant":
             raise ValueError('"prefix" is for a last message of the assistant, which is continued')
         variables = {
             "messages": messages,
-            "bos_token": self._bos,
-            "eos_token": self._eos,
+            "bos_token": bos,
+            "eos_token": eos,
             "add_generation_prompt": add_generation_prompt and not continued,
         }
         try:
-            text = TEMPLATES.render(self._source, variables)
+            text = TEMPLATES.render(self._source, variables, marks)
         except TemplateRefusal as e:
             raise ValueError(f"the chat template refuses these messages: {e}") from e
-        if continued and self._eos and text.rstrip().endswith(self._eos):
-            return text.rstrip().removesuffix(self._eos)
+        if continued and eos and text.rstrip().endswith(eos):
+            return text.rstrip().removesuffix(eos)
         return text
 
     def encode(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True
     ) -> list[int]:
         """The prompt's token ids; names of special tokens inside messages stay plain text."""
-        disguise = self._special.disguise(messages, self._source)
-        plain = [disguise.hide(m) for m in normalise(messages, self._style)]
-        text = self._render(plain, add_generation_prompt)
+        check_messages(messages)
+        parts = prompt_parts(
+            lambda given, marks: self._render(given, add_generation_prompt, marks),
+            self._special,
+            normalise(messages, self._style),
+            self._source,
+            (self._bos, self._eos),
+        )
         ids: list[int] = []
-        for part in self._special.split(text):
-            if isinstance(part, int):
-                ids.append(part)
-            else:
-                ids += self._plain_ids(disguise.show(part))
+        for part in parts:
+            ids += [part] if isinstance(part, int) else self._plain_ids(part)
         if self._model.add_bos and self._model.bos >= 0 and ids[:1] != [self._model.bos]:
             ids.insert(0, self._model.bos)
         return ids

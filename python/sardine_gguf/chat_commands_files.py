@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sardine_gguf.chat_commands import COMMANDS, PATHS
 from sardine_gguf.chat_session import load_conversation, save_conversation
+from sardine_gguf.output_file import check_output
 from sardine_gguf.terminal import clean_line
 from sardine_gguf.units import count_text
 
@@ -20,6 +21,8 @@ def save(chat: Chat, text: str) -> None:
     if not text:
         raise ValueError("/save needs the name of a file")
     path = Path(text).expanduser()
+    native = chat.model.model
+    check_output(path, [Path(p) for p in (native.path, native.adapter) if p])
     if path.exists():
         load_conversation(path)  # refuses to replace anything else
     save_conversation(path, chat.conversation())

@@ -11,6 +11,7 @@ from sardine_gguf.wrapping import joined
 if TYPE_CHECKING:
     from sardine_gguf.chat_loop import Chat
     from sardine_gguf.chat_turn import Turn
+    from sardine_gguf.routes import Routes
 
 
 def configure(chat: Chat, args: argparse.Namespace) -> None:
@@ -41,8 +42,9 @@ class RoutingView:
         self._chat = chat
         self.colours = ExpertColours(chat.context.expert_names)
         self.shares = TurnShares(len(chat.context.expert_names))
+        self._last: Routes | None = None  # of what was evaluated last in the turn
         chat.before_turn.append(self._begin)
-        chat.on_piece.append(self._piece)
+        chat.on_evaluated.append(self._evaluated)
         chat.stats_parts.append(self._stats)
         chat.after_turn.append(self._legend)
         self.show = show
@@ -59,12 +61,14 @@ class RoutingView:
 
     def _begin(self) -> None:
         self.shares.clear()
+        self._last = None
 
-    def _piece(self) -> None:
-        self.shares.add(self._chat.context.routes())
+    def _evaluated(self, _: list[int], routes: Routes) -> None:
+        self.shares.add(routes)
+        self._last = routes
 
     def _style(self) -> str:
-        return self.colours.style(self._chat.context.routes())
+        return self.colours.style(self._last) if self._last else ""
 
     def _stats(self, _: Turn) -> str:
         return next(iter(self.colours.legend_parts(self.shares.answer, colour=False)), "")
@@ -78,7 +82,7 @@ class RoutingView:
 
 def view_of(chat: Chat) -> RoutingView | None:
     """What follows this chat's routing, if anything does."""
-    watching = (getattr(call, "__self__", None) for call in chat.on_piece)
+    watching = (getattr(call, "__self__", None) for call in chat.on_evaluated)
     return next((w for w in watching if isinstance(w, RoutingView)), None)
 
 

@@ -18,6 +18,7 @@ from sardine_gguf.generation import Generation
 from sardine_gguf.markdown_view import MarkdownPrinter
 from sardine_gguf.model import Sardine
 from sardine_gguf.program import error_text
+from sardine_gguf.routes import Routes
 from sardine_gguf.system_prompt import prepared
 from sardine_gguf.terminal import (
     DIM,
@@ -55,7 +56,8 @@ class Chat:
         attached: texts that go before the next message.
         busy: entered by the loop while it does not read; what keeps typed keys from the screen.
         piece_style: asked before each piece for the SGR sequence that colours it; only with colours.
-        on_piece: called before each piece, when the context has last evaluated what it was drawn from.
+        on_evaluated: called with the tokens of each evaluation of a turn and their routes, as
+            `Generation.on_evaluated`; what a piece was drawn from before the piece.
         before_turn, after_turn: called around each turn; what the second return is shown, "" is nothing.
         stats_parts: what they return becomes a part of the stats line.
     """
@@ -91,7 +93,7 @@ class Chat:
         self._anew = 0
         self._in_loop = False
         self.piece_style: Callable[[], str] | None = None
-        self.on_piece: list[Callable[[], None]] = []
+        self.on_evaluated: list[Callable[[list[int], Routes], None]] = []
         self.before_turn: list[Callable[[], None]] = []
         self.after_turn: list[Callable[[Turn], str]] = []
         self.stats_parts: list[Callable[[Turn], str]] = []
@@ -224,13 +226,17 @@ class Chat:
         """Runs and shows a generation."""
         for call in self.before_turn:
             call()
+        if self.on_evaluated:
+            generation.on_evaluated = self._evaluated
         reading = f"reading {count_text(generation.timings.prompt_tokens, 'token')}"
         with Waiting(reading, stream=self.err) as waiting:
-            turn = run_turn(
-                generation, self._output(), on_first=waiting.stop, on_piece=self.on_piece
-            )
+            turn = run_turn(generation, self._output(), on_first=waiting.stop)
         self.last = turn
         return turn
+
+    def _evaluated(self, tokens: list[int], routes: Routes) -> None:
+        for call in self.on_evaluated:
+            call(tokens, routes)
 
     def _output(self) -> Output:
         terminal = self.out.isatty() or self.colour_mode == "on"

@@ -11,6 +11,7 @@ from typing import Any
 
 from sardine_gguf.chat_settings import LOOKS
 from sardine_gguf.errors import FormatError
+from sardine_gguf.output_file import check_output
 
 FORMAT, VERSION = "sardine_gguf chat", 1
 LIMIT = 64 << 20
@@ -44,6 +45,7 @@ def save_conversation(path: str | os.PathLike[str], conversation: Conversation) 
     Of a symbolic link the file that it names is written, and the link stays.
 
     Raises:
+        FormatError: it is a device or a pipe.
         OSError: it cannot be written.
     """
     from sardine_gguf.convert.atomic import AtomicFile, sweep  # type: ignore[import-untyped,unused-ignore]
@@ -60,6 +62,7 @@ def save_conversation(path: str | os.PathLike[str], conversation: Conversation) 
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(21, "it is a folder, expected a file name", str(target))
+    check_output(target, ())
     text = json.dumps(document, ensure_ascii=False, indent=2) + "\n"
     try:
         sweep(target)
@@ -87,6 +90,8 @@ def load_conversation(path: str | os.PathLike[str]) -> Conversation:
         place = f"{where}: " if where else ""
         return FormatError(f"{name}: no saved conversation: {place}{what}", file=name, field=where)
 
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+        raise bad("", "this is no regular file")
     with Path(path).open("rb") as file:
         data = file.read(LIMIT + 1)
     if len(data) > LIMIT:

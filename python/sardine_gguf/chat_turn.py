@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,13 +48,11 @@ def run_turn(
     output: Output,
     *,
     on_first: Callable[[], None] = lambda: None,
-    on_piece: Iterable[Callable[[], None]] = (),
 ) -> Turn:
     """Runs a generation and prints it as it goes.
 
     Args:
         on_first: called once, before the first piece or, without any, at the end.
-        on_piece: called before each piece.
     """
     turn = Turn(generation)
     begin = time.perf_counter()
@@ -63,8 +61,6 @@ def run_turn(
             if turn.first_seconds is None:
                 turn.first_seconds = time.perf_counter() - begin
                 on_first()
-            for call in on_piece:
-                call()
             output.write(channel, text)
             if channel == "content":
                 turn.answer += text

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from sardine_gguf import _native
-from sardine_gguf.output_file import replaced_file
+from sardine_gguf.arguments import MAX_INT, integer, text, wrong_type
+from sardine_gguf.output_file import check_output, replaced_file
 
 KvType = Literal["f16", "f32", "q8_0"]
 KV_TYPES = get_args(KvType)
 ContextLength = int | Literal["auto"] | None
 
 _AUTO = -1
+_MODES = ("sparse", "gain", "off")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class ContextOptions:
         delta_mode: "sparse", "gain" or "off"; None is the file's.
 
     Raises:
+        TypeError: an option is of another type.
         ValueError: an option is out of range, as far as that is known without a model.
     """
 
@@ -44,12 +48,19 @@ class ContextOptions:
             raise ValueError(
                 f"n_ctx is {self.n_ctx!r}, expected a number of tokens, 'auto' or None"
             )
-        for name, least in (("n_ctx", 0), ("n_threads", 1)):
+        for name, least, expected in (
+            ("n_ctx", 0, "a number of tokens, 'auto', or None for the default"),
+            ("n_batch", 1, "a number of tokens"),
+            ("n_threads", 1, "a number of threads, or None for the default"),
+        ):
             value = getattr(self, name)
-            if isinstance(value, int) and value < least:
-                raise ValueError(
-                    f"{name} is {value}, expected at least {least}, or None for the default"
-                )
+            if value is not None and value != "auto":
+                value = integer(name, value, expected, least=least, most=MAX_INT)
+                object.__setattr__(self, name, value)  # a NumPy integer becomes an int
+        if text("kv_type", self.kv_type) not in KV_TYPES:
+            raise ValueError(f"kv_type is {self.kv_type!r}, expected {', '.join(KV_TYPES)}")
+        if self.delta_mode is not None and text("delta_mode", self.delta_mode) not in _MODES:
+            raise ValueError(f"delta_mode is {self.delta_mode!r}, expected {', '.join(_MODES)}")
 
     def on(self, model: _native.Model) -> ContextOptions:
         """The same with the model's own delta_mode in the place of None, and its n_ctx in that of 0."""
@@ -76,28 +87,56 @@ class ContextOptions:
         )
 
 
-def save_state(session: _native.Session, path: str | os.PathLike[str]) -> None:
+Settings = tuple[Sequence[float], Sequence[float]]
+
+
+def save_state(
+    session: _native.Session,
+    path: str | os.PathLike[str],
+    own: Settings,
+    inputs: Iterable[str | None] = (),
+) -> None:
     """Writes a session's state to a file that appears complete or not at all, in place of any before.
 
+    Args:
+        own: the experts' (weights, bias) that a context goes back to after a call with others.
+        inputs: files that must stay.
+
     Raises:
+        FormatError: it is a folder, a device, a pipe or one of the inputs.
         OSError: it cannot be written.
+        ValueError: the path is empty, or contains a null byte.
     """
+    encoded_path(path)
+    if not os.fspath(path):
+        raise ValueError("the path of the state is empty: name a file, or leave it out for bytes")
+    check_output(Path(path), [Path(p) for p in inputs if p])
     with replaced_file(Path(path)) as append:
-        session.save(append)
+        session.save(append, own)
 
 
-def load_state(session: _native.Session, state: object) -> None:
-    """Puts a saved state, bytes or the path of a file, in the place of what the session holds."""
+def load_state(session: _native.Session, state: object) -> Settings:
+    """Puts a saved state, bytes or the path of a file, in the place of what the session holds.
+
+    Returns:
+        what was saved as `own`.
+    """
     if isinstance(state, bytes | bytearray | memoryview):
-        session.load_bytes(state)
-    elif isinstance(state, str | os.PathLike):
-        session.load_file(encoded_path(state))
-    else:
-        raise TypeError(f"a state is bytes or a path, not {type(state).__name__}")
+        return session.load_bytes(state)
+    if isinstance(state, str | os.PathLike):
+        return session.load_file(encoded_path(state))
+    raise TypeError(f"a state is bytes or a path, not {type(state).__name__}")
 
 
-def encoded_path(path: str | os.PathLike[str]) -> bytes:
-    """A path as the system takes it. Raises ValueError for a null byte, which would end it early."""
+def encoded_path(path: str | os.PathLike[str], name: str = "the path") -> bytes:
+    """A path as the system takes it.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it has a null byte, which would end it early.
+    """
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise wrong_type(name, path, "a str or a path")
     encoded = os.fsencode(path)
     if b"\0" in encoded:
         raise ValueError("the path contains a null byte")

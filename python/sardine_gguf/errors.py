@@ -34,7 +34,14 @@ class DeviceError(SardineError, RuntimeError):
 
 
 class BusyError(SardineError, RuntimeError):
-    """The context is evaluating in another thread."""
+    """The context is in use: it is evaluating in another thread."""
+
+
+class ContextChanged(BusyError):
+    """A generation cannot go on: another call has changed its context, or begun on it, since its last token.
+
+    The newer use wins. Give each its own context with `new_context()`, or begin the older one again.
+    """
 
 
 class Cancelled(SardineError):

@@ -9,6 +9,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from sardine_gguf.arguments import token_ids
 from sardine_gguf.context import load_state, save_state
 from sardine_gguf.expert_methods import ExpertMethods
 from sardine_gguf.expert_settings import ExpertSettings
@@ -22,11 +23,15 @@ class EvaluationMethods(ExpertMethods):
 
         Raises:
             ContextOverflow: they do not fit; nothing was evaluated.
-            ValueError: there are none, or one is no token id.
+            TypeError: they are no token ids.
+            ValueError: there are none, or one is outside of the vocabulary.
             BusyError: another thread is evaluating.
         """
-        self._experts.apply(self.session)  # after a call with others, the context is emptied
-        return self.session.eval([int(t) for t in tokens])
+        ids = token_ids("tokens", tokens, self.model.hparams["n_vocab"])
+        session = self.session
+        claim = session.claim()
+        self._experts.apply(session, claim)  # after a call with others, the context is emptied
+        return session.eval(ids, claim=claim)
 
     def reset(self) -> None:
         """Empties the context."""
@@ -47,16 +52,20 @@ class EvaluationMethods(ExpertMethods):
     def save_state(self, path: str | os.PathLike[str] | None = None) -> bytes | None:
         """The context's tokens, keys, values, last logits and `experts`, as bytes or to a file.
 
-        The file appears complete or not at all, and replaces any before. It fits this model file,
-        `delta_mode` and `kv_type` only.
+        `experts` are the context's own, also after a call with others, with which the tokens were computed.
+        The file appears complete or not at all, and replaces any before; of a symbolic link, the file that
+        it names. It fits this model file, `delta_mode` and `kv_type` only.
 
         Raises:
+            FormatError: the path is a folder, a device, a pipe or the model's own file.
             OSError: the file cannot be written.
+            ValueError: the path is empty.
             BusyError: another thread is evaluating.
         """
+        own = self._experts.weights, self._experts.bias
         if path is None:
-            return self.session.save_bytes()
-        save_state(self.session, path)
+            return self.session.save_bytes(own)
+        save_state(self.session, path, own, (self.model.path, self.model.adapter))
         return None
 
     def load_state(self, state: bytes | bytearray | memoryview | str | os.PathLike[str]) -> None:
@@ -70,5 +79,5 @@ class EvaluationMethods(ExpertMethods):
             OSError: the file cannot be read.
             BusyError: another thread is evaluating.
         """
-        load_state(self.session, state)
-        self._experts = ExpertSettings.of(self.session)
+        weights, bias = load_state(self.session, state)
+        self._experts = ExpertSettings(tuple(weights), tuple(bias))

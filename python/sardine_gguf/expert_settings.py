@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sardine_gguf import _native
+from sardine_gguf.arguments import wrong_type
 from sardine_gguf.terminal import clean
 
 ExpertValue = float | str | None
@@ -50,6 +51,8 @@ class ExpertSettings:
                 forced expert.
             TypeError: a key or value of another type.
         """
+        if not (spec is None or isinstance(spec, str | Mapping)):
+            raise wrong_type("experts", spec, "a mapping of experts to values, or its text")
         given: dict[Any, object] = {}
         given.update(parse_text(spec) if isinstance(spec, str) else spec or {})
         values = _by_number(given, names)
@@ -75,14 +78,15 @@ class ExpertSettings:
         weights, bias = session.steering
         return cls(tuple(weights), tuple(bias))
 
-    def apply(self, session: _native.Session) -> None:
+    def apply(self, session: _native.Session, claim: int | None = None) -> None:
         """Steers a native context; a change empties it.
 
         Raises:
             ValueError: there are settings, and the context's mode is "off".
             InsufficientMemory: no room for as many experts; the context is as before.
+            ContextChanged: it was claimed again since `claim`.
         """
-        session.steer(weights=self.weights, bias=self.bias)
+        session.steer(weights=self.weights, bias=self.bias, claim=claim)
 
     def as_dict(self, names: Sequence[str]) -> dict[str, float | str]:
         """The settings that differ from the router's free choice, as `parse` takes them."""

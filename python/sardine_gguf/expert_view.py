@@ -73,10 +73,13 @@ class ExpertColours:
 
 
 class TurnShares:
-    """Adds up what the router chose in a turn.
+    """Adds up what the router chose in a turn, token by token, thoughts that are not shown among them.
 
     Attributes:
         prompt: shares [n_experts] in what was evaluated of the prompt; None before that.
+        n_prompt: how many tokens that was.
+        n_answer: positions that a token of the answer was drawn from: the prompt's last, then each token of
+            the answer that was evaluated.
     """
 
     def __init__(self, n_experts: int) -> None:
@@ -86,18 +89,18 @@ class TurnShares:
     def clear(self) -> None:
         """Begins a turn."""
         self._sum[:] = 0
-        self._n = 0
+        self.n_prompt = self.n_answer = 0
         self.prompt: Floats | None = None
 
     def add(self, routes: Routes) -> None:
-        """Takes in what the next piece was drawn from: the prompt's end, then token by token."""
+        """Takes in an evaluation: of the prompt, then of each token."""
         if self.prompt is None:
             self.prompt = routes.shares()
-        if routes.n_tokens:
-            self._sum += routes.by_token()[-1]
-            self._n += 1
+            self.n_prompt = routes.n_tokens
+        self._sum += routes.by_token()[-1]
+        self.n_answer += 1
 
     @property
     def answer(self) -> Floats:
         """Shares [n_experts] in what wrote the answer; all 0 without one."""
-        return self._sum / max(1, self._n)
+        return self._sum / max(1, self.n_answer)

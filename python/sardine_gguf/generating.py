@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Unpack, overload
 
+from sardine_gguf.arguments import flag, stop_texts, token_ids
 from sardine_gguf.chat import ChatTemplate, Message
 from sardine_gguf.expert_methods import ExpertMethods
 from sardine_gguf.generation import Generation, TokenLoop
-from sardine_gguf.options import GenerationOptions, sampling_options, stop_list
+from sardine_gguf.options import GenerationOptions, sampling_options, token_limit
 from sardine_gguf.sampling import SamplingOptions
 from sardine_gguf.thoughts import ThoughtBudget
 from sardine_gguf.tokens import TokenMethods
@@ -46,11 +47,12 @@ class GenerationMethods(TokenMethods, ExpertMethods):
             options: see GenerationOptions.
 
         Raises:
-            TypeError: an option that is not known.
+            TypeError: an option that is not known or of another type.
             ValueError: an option out of range.
             ContextOverflow: the prompt is longer than the context.
         """
-        max_tokens, stop = options.pop("max_tokens", None), options.pop("stop", None)
+        max_tokens = token_limit(options.pop("max_tokens", None))
+        stop = stop_texts(options.pop("stop", None))
         budget, experts = options.pop("reasoning_budget", None), options.pop("experts", None)
         reasoning_format = options.pop("reasoning_format", None) or "auto"
         if reasoning_format not in ("auto", "deepseek", "none"):
@@ -58,16 +60,18 @@ class GenerationMethods(TokenMethods, ExpertMethods):
                 f"reasoning_format is {reasoning_format!r}, expected auto, deepseek or none"
             )
         sampling = self.sampling.override(**sampling_options(options))
-        tokens = self.tokenize(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
+        if isinstance(prompt, str):
+            tokens = self.tokenize(prompt)
+        else:
+            tokens = token_ids("prompt", prompt, self.model.hparams["n_vocab"])
         around = think or self.think_tokens
         thoughts = ThoughtBudget(around or (-1, -1), -1 if budget is None else budget, tokens)
         loop = TokenLoop(
-            self.model,
-            self.session,
+            self,
             tokens,
             sampling.sampler(self.model, self.session.n_ctx),
             max_tokens=max_tokens,
-            stop=stop_list(stop),
+            stop=stop,
             think=around if reasoning_format == "none" else think,
             split_thoughts=reasoning_format != "none",
             thoughts=thoughts,
@@ -76,6 +80,7 @@ class GenerationMethods(TokenMethods, ExpertMethods):
             prompt_logprobs=prompt_logprobs,
             experts=self._experts if experts is None else self.expert_settings(experts),
         )
+        self._follow(loop)
         return Generation(loop)
 
     @overload
@@ -105,7 +110,7 @@ class GenerationMethods(TokenMethods, ExpertMethods):
         self, prompt: str | Sequence[int], **options: Unpack[GenerationOptions]
     ) -> Iterator[int]:
         """Yields the ids of the tokens that continue a prompt, the one that ends the text left out."""
-        if options.get("stop"):
+        if stop_texts(options.get("stop")):
             raise ValueError("stop is about text, and there is none here: use stream_generate()")
         return self.start(prompt, **options).sampled_tokens()
 
@@ -158,6 +163,8 @@ class GenerationMethods(TokenMethods, ExpertMethods):
             ValueError: think_prompt is True, and the template makes no such request.
         """
         template = self.chat_template
+        if think_prompt is not None:
+            think_prompt = flag("think_prompt", think_prompt)
         if think_prompt and template.think_prompt is None:
             raise ValueError(
                 "think_prompt is True, but the chat template has no default system message that asks for "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
+from sardine_gguf.claimed import OnEvaluated
 from sardine_gguf.logprobs import TokenLogprob
 from sardine_gguf.text_filter import TextFilter
 from sardine_gguf.token_loop import Channel, FinishReason, Timings, TokenLoop, common_prefix
@@ -26,7 +27,9 @@ class Generation:
     `split_thoughts` is set; without it they are part of the content, the think tokens' names around them.
     When it is exhausted `finish_reason` says why; `timings` holds counts and times.
 
-    The context is held until the generation ends, is closed or is let go of.
+    It claims its context with the first piece. Whatever changes the context then, also another generation,
+    goes first: the next piece of this one raises ContextChanged, or ValueError if the context was closed.
+    Nothing waits for a generation that is left half read, closed or let go of.
 
     Args:
         loop: what it runs.
@@ -43,6 +46,20 @@ class Generation:
 
     def __next__(self) -> tuple[Channel, str]:
         return next(self._pieces)
+
+    @property
+    def on_evaluated(self) -> OnEvaluated | None:
+        """Called after each evaluation with its tokens and their Routes; set it before the first piece.
+
+        First comes the prompt but for what was cached (in one or more parts), then one by one the tokens of
+        the text, thoughts among them, but for the last, which is not evaluated. What it raises ends the
+        generation.
+        """
+        return self._loop.on_evaluated
+
+    @on_evaluated.setter
+    def on_evaluated(self, call: OnEvaluated | None) -> None:
+        self._loop.on_evaluated = call
 
     def close(self) -> None:
         """Ends the generation; the session keeps what was evaluated."""

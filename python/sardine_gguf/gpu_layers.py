@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Literal
 
+from sardine_gguf.arguments import MAX_INT, integer
+
 GpuLayers = int | Literal["auto", "all"]
 
 _NAMED = {"all": -1, "auto": -2}
@@ -14,15 +16,15 @@ def native_layers(n: GpuLayers) -> int:
     """What the runtime calls it: -1 for all layers, -2 for as many as fit.
 
     Raises:
-        ValueError: another name, or a number below -1.
+        TypeError, ValueError: anything else.
     """
     if isinstance(n, str):
         if n not in _NAMED:
             raise ValueError(f"n_gpu_layers is {n!r}, expected a number of layers, 'auto' or 'all'")
         return _NAMED[n]
-    if isinstance(n, bool) or n < -1:
-        raise ValueError(f"n_gpu_layers is {n}, expected at least 0, -1 for all layers, or 'auto'")
-    return n
+    return integer(
+        "n_gpu_layers", n, "a number of layers, -1 for all, 'all' or 'auto'", least=-1, most=MAX_INT
+    )
 
 
 def add_gpu_flag(p: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

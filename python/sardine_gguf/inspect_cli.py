@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sardine_gguf.errors import FormatError, SardineError
+from sardine_gguf.output_file import check_output
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_FORMAT, EXIT_IO, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> None:
     plot = Path(args.plot) if args.plot else None
     if plot and plot.suffix.lower() != ".png":
         raise UsageError(f"--plot {plot}: expected a name that ends in .png")
+    if plot:
+        check_output(plot, [Path(args.file)])
     file = PackedFile(args.file)
     facts = gather(file)
     if plot and not facts.experts:

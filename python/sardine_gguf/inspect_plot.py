@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sardine_gguf.inspect_facts import FileFacts
+from sardine_gguf.output_file import replaced_file
 from sardine_gguf.packed_file import MATRICES, PackedFile, PackedMatrix
 from sardine_gguf.units import size_text
 
@@ -112,7 +111,8 @@ def draw(file: PackedFile, facts: FileFacts, path: Path) -> None:
         picture = io.BytesIO()
         # No date or version in it: the same file gives the same picture.
         figure.savefig(picture, format="png", metadata={"Software": None})
-    _replace(path, picture.getvalue())
+    with replaced_file(path) as append:
+        append(picture.getvalue())
 
 
 def _draw_positions(axes: Any, facts: FileFacts) -> None:
@@ -183,12 +183,3 @@ def _short(text: str, length: int = 12) -> str:
     # A dollar sign would begin matplotlib's mathematics.
     cut = text if len(text) <= length else text[: length - 1] + "…"
     return cut.replace("$", r"\$")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temp = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
-    try:
-        temp.write_bytes(data)
-        os.replace(temp, path)  # noqa: PTH105
-    finally:
-        temp.unlink(missing_ok=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sardine_gguf.arguments import MAX_INT, integer
+
 # Values that ask for what is done anyway, and what is done. Any other value is refused.
 _SAME: dict[str, tuple[tuple[Any, ...], str]] = {
     "split_mode": ((1,), "at most one GPU is used"),
@@ -61,7 +63,7 @@ def llama_arguments(
     sampling: dict[str, Any] = {}
     types = [given.pop(name, None) for name in ("type_k", "type_v")]
     if any(t is not None for t in types):
-        wanted = {_KV_TYPES.get(1 if t is None else t) for t in types}
+        wanted = {_KV_TYPES.get(1 if t is None else t if isinstance(t, int) else -1) for t in types}
         if len(wanted) > 1 or None in wanted:
             raise ValueError(
                 f"type_k is {types[0]} and type_v {types[1]}, expected the same ggml type for both: "
@@ -70,7 +72,7 @@ def llama_arguments(
         kv_type = str(wanted.pop())
     for name, value in given.items():
         if name == "last_n_tokens_size":
-            sampling["repeat_last_n"] = value
+            sampling["repeat_last_n"] = integer(name, value, least=-1, most=MAX_INT)
         elif name in ("n_ubatch", "n_threads_batch"):
             other = n_batch if name == "n_ubatch" else n_threads
             if value not in (None, other):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sardine_gguf.convert.atomic import AtomicFile, check_destination, sweep
 from sardine_gguf.errors import FormatError
+from sardine_gguf.output_file import link_target
 from sardine_gguf.scoring import Floats, scored
 
 MAGIC = b"_logits_"
@@ -70,6 +71,7 @@ class LogitsWriter:
     def __init__(
         self, path: Path, n_vocab: int, chunks: Sequence[Sequence[int]], inputs: Sequence[Path]
     ) -> None:
+        path = link_target(path)
         check_destination(path, inputs, force=True)
         sweep(path)
         self._tokens = np.array(chunks, "<i4")

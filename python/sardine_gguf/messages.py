@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sardine_gguf.arguments import text, wrong_type
+
 Message = Mapping[str, Any]
 
+MAX_DEPTH = 32
 _REASONING_KEYS = ("reasoning_content", "reasoning")
 
 
@@ -40,18 +43,63 @@ class TemplateStyle:
         )
 
 
+def check_messages(messages: Any) -> None:
+    """Whether they are data that a template can be given.
+
+    Raises:
+        TypeError: they are no sequence of mappings, or a part is of a type that JSON does not have or of
+            another one than its key says; names the part.
+        ValueError: a part is nested more than MAX_DEPTH deep.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise wrong_type("messages", messages, "a list of mappings")
+    for i, message in enumerate(messages):
+        where = f"messages[{i}]"
+        if not isinstance(message, Mapping):
+            raise wrong_type(where, message, "a mapping")
+        _check_data(where, message)
+        for key in ("role", *_REASONING_KEYS):
+            if message.get(key) is not None:
+                text(f"{where}[{key!r}]", message[key])
+        content = message.get("content")
+        if isinstance(content, list | tuple):
+            for j, block in enumerate(content):
+                place = f"{where}['content'][{j}]"
+                if not isinstance(block, Mapping):
+                    raise wrong_type(place, block, "a mapping")
+                if block.get("type") == "text":
+                    text(f"{place}['text']", block.get("text"))
+        elif not (content is None or isinstance(content, str)):
+            raise wrong_type(f"{where}['content']", content, "a str or a list of blocks")
+
+
+def _check_data(where: str, data: Any) -> None:
+    level = [(where, data)]
+    for _ in range(MAX_DEPTH):
+        deeper: list[tuple[str, Any]] = []
+        for place, value in level:
+            if isinstance(value, Mapping):
+                for key, inner in value.items():
+                    deeper.append((f"{place}[{text(f'a key of {place}', key)!r}]", inner))
+            elif isinstance(value, list | tuple):
+                deeper += [(f"{place}[{i}]", inner) for i, inner in enumerate(value)]
+            elif not (value is None or isinstance(value, str | int | float)):
+                raise wrong_type(place, value, "what JSON can hold")
+        if not deeper:
+            return
+        level = deeper
+    raise ValueError(f"{where} is nested more than {MAX_DEPTH} deep")
+
+
 def normalise(messages: Sequence[Message], style: TemplateStyle) -> list[dict[str, Any]]:
     """Copies of the messages in the template's style. Other keys stay as they are.
 
     Raises:
-        TypeError: one is no mapping.
+        TypeError, ValueError: as `check_messages`.
     """
+    check_messages(messages)
     out = []
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise TypeError(
-                f"messages[{i}] is of type {type(message).__name__}, expected a mapping"
-            )
+    for message in messages:
         copy = _with_thoughts(dict(message), style)
         content = copy.get("content")
         if isinstance(content, list | tuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 import warnings
@@ -10,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from sardine_gguf import _native
+from sardine_gguf.arguments import flag
 from sardine_gguf.context import ContextLength, ContextOptions, KvType, encoded_path
 from sardine_gguf.evaluation import EvaluationMethods
 from sardine_gguf.expert_settings import ExpertSettings, ExpertSpec
@@ -57,7 +57,7 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
         InsufficientMemory: the context does not fit the free memory; it names the bytes needed and free,
             and nothing was allocated.
         DeviceError: layers on a GPU are asked for and there is none to use, with what to install.
-        ValueError: an argument is out of range.
+        TypeError, ValueError: an argument is of another type, or out of range.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
         **llama: Any,
     ) -> None:
         self._session: _native.Session | None = None
+        self._running = {}
         if (path is None) == (model_path is None):
             raise TypeError("give the file as the first argument or as model_path")
         path = model_path if path is None else path
@@ -86,15 +87,17 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
             llama, n_batch=n_batch, n_threads=n_threads, kv_type=kv_type
         )
         options = ContextOptions(n_ctx, n_batch, n_threads, kv_type, delta_mode)
+        flag("verbose", verbose)
+        SamplingOptions(seed=seed).override(**sampling)  # raises now rather than after the loading
         try:
             self._model = _native.Model(
                 encoded_path(path),
-                n_threads=n_threads or 0,
-                adapter=None if adapter is None else encoded_path(adapter),
+                n_threads=options.n_threads or 0,
+                adapter=None if adapter is None else encoded_path(adapter, "adapter"),
                 n_gpu_layers=native_layers(n_gpu_layers),
-                n_ctx=n_ctx if isinstance(n_ctx, int) else 0,
-                n_batch=n_batch,
-                kv_type=kv_type,
+                n_ctx=options.n_ctx if isinstance(options.n_ctx, int) else 0,
+                n_batch=options.n_batch,
+                kv_type=options.kv_type,
             )
         except OSError as e:
             e.filename = e.filename or os.fspath(path)
@@ -140,9 +143,10 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
         }
         options = replace(self._context, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
         session = options.open(self.model)
-        other = copy.copy(self)
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
         other._forget_cached()
-        other._context, other._session = options, session
+        other._context, other._session, other._running = options, session, {}
         other._experts, other._keeps_router_logits = ExpertSettings(), False
         if experts is not None or options.delta_mode != "off":
             other.experts = self.experts if experts is None else experts

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from functools import cached_property
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Protocol, Self
+from weakref import ref
 
 from sardine_gguf import _native
 from sardine_gguf.context import ContextOptions
+
+
+class Closable(Protocol):
+    """What has memory of its own on a model."""
+
+    def let_go(self) -> None:
+        """Frees it."""
 
 
 class OpenModel:
@@ -16,16 +24,43 @@ class OpenModel:
     _model: _native.Model
     _session: _native.Session | None
     _context: ContextOptions
+    _running: dict[int, ref[Closable]]  # generations that are not let go of, by id
 
     def close(self) -> None:
         """Frees the context, and the mapping with the last context; later calls raise ValueError.
 
-        Closing twice is fine, and other contexts on the model go on.
+        So does the next token of a generation that has not ended. An evaluation in another thread goes on to
+        its end, and the memory goes after it. Closing twice is fine, and other contexts on the model go on.
         """
         self._session = None
+        for found in list(self._running.values()):
+            generation = found()
+            if generation is not None:
+                generation.let_go()
         self._forget_cached()
         if hasattr(self, "_model"):
             del self._model
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._session is None
+
+    def _follow(self, generation: Closable) -> None:
+        """Lets go of a generation's own memory when this is closed."""
+        running, key = self._running, id(generation)
+        running[key] = ref(generation, lambda _: running.pop(key, None))
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError("two copies would share one context: use new_context()")
+
+    def __deepcopy__(self, _: object) -> NoReturn:
+        self.__copy__()
+
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        raise TypeError(
+            "a loaded model cannot be pickled: load the file in the other process, and hand over save_state()"
+        )
 
     def _forget_cached(self) -> None:
         for base in type(self).__mro__:

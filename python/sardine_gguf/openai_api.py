@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, overload
 
+from sardine_gguf.arguments import flag, integer, text, token_ids
 from sardine_gguf.chat import Message
 from sardine_gguf.completion import (
     chat_completion,
@@ -69,13 +70,17 @@ class OpenAIMethods(GenerationMethods):
             echo: the prompt goes before the answer; with logprobs, those of the prompt's tokens too.
             response_format: see `sardine_gguf.response_format.response_grammar`.
             model: name in the result; None takes the file's.
-            options: see GenerationOptions. A negative max_tokens means no limit, as in llama-cpp-python.
+            options: see GenerationOptions.
 
         Raises:
-            TypeError: an option that is not known.
+            TypeError: an option that is not known or of another type.
             ValueError: an option out of range, or of llama-cpp-python's but not supported (with the reason).
             ContextOverflow: the prompt is longer than the context.
         """
+        stream, echo = flag("stream", stream), flag("echo", echo)
+        name = self._name(model)
+        if not isinstance(prompt, str):
+            prompt = token_ids("prompt", prompt)
         prompt_text = prompt if isinstance(prompt, str) else self.detokenize(prompt)
         generation = self.start(
             prompt,
@@ -83,7 +88,7 @@ class OpenAIMethods(GenerationMethods):
             prompt_logprobs=echo and logprobs is not None,
             **_resolve(options, response_format),
         )
-        name, told = model or self._name(), logprobs is not None
+        told = logprobs is not None
         if stream:
             return completion_chunks(generation, name, prompt=prompt_text, echo=echo, logprobs=told)
         return completion(generation, name, prompt=prompt_text, echo=echo, logprobs=told)
@@ -145,18 +150,19 @@ class OpenAIMethods(GenerationMethods):
                 answer begins at once, without thoughts.
             think_prompt: see `start_chat`.
             model: name in the result; None takes the file's.
-            options: see GenerationOptions. A negative max_tokens means no limit, as in llama-cpp-python.
+            options: see GenerationOptions.
 
         Raises:
             As `create_completion`.
         """
+        stream = flag("stream", stream)
+        logprobs = None if logprobs is None else flag("logprobs", logprobs)
+        name = self._name(model)
         if top_logprobs is not None:
+            expected = "a number of tokens"
+            integer("top_logprobs", top_logprobs, expected, least=0, most=MAX_TOP_LOGPROBS)
             if not logprobs:
                 raise ValueError(f"top_logprobs is {top_logprobs}, which needs logprobs=True")
-            if not 0 <= top_logprobs <= MAX_TOP_LOGPROBS:
-                raise ValueError(
-                    f"top_logprobs is {top_logprobs}, expected 0 to {MAX_TOP_LOGPROBS}"
-                )
         n_top = (top_logprobs or 0) if logprobs else None
         generation = self.start_chat(
             messages,
@@ -164,7 +170,7 @@ class OpenAIMethods(GenerationMethods):
             logprobs=n_top,
             **_resolve(options, response_format),
         )
-        name, told = model or self._name(), bool(logprobs)
+        told = bool(logprobs)
         if stream:
             return chat_completion_chunks(generation, name, logprobs=told)
         return chat_completion(generation, name, logprobs=told)
@@ -188,8 +194,8 @@ class OpenAIMethods(GenerationMethods):
             return map(ChatCompletionChunk.model_validate, chunks)
         return ChatCompletion.model_validate(self.create_chat_completion(messages, **arguments))
 
-    def _name(self) -> str:
-        return Path(self.model.path).name
+    def _name(self, given: str | None) -> str:
+        return Path(self.model.path).name if given is None else text("model", given)
 
 
 def _resolve(
@@ -200,7 +206,4 @@ def _resolve(
         if options.get("grammar") is not None:
             raise ValueError("grammar and response_format are both given: use one of them")
         options["grammar"] = grammar
-    max_tokens = options.get("max_tokens")
-    if max_tokens is not None and max_tokens < 0:
-        options["max_tokens"] = None
     return options

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
+from sardine_gguf.arguments import integer, logit_bias
 from sardine_gguf.expert_settings import ExpertSpec
 from sardine_gguf.sampler_order import sampler_order
 from sardine_gguf.sampling import SAMPLING_NAMES
@@ -17,7 +18,7 @@ class GenerationOptions(TypedDict, total=False):
     """Options of a generation. One that is left out, or None, takes the model's `sampling`.
 
     Keys:
-        max_tokens: None goes on to the end of the context.
+        max_tokens: None, like a negative number, goes on to the end of the context; 0 gives no token.
         stop: text, or texts, that end the answer and are not part of it.
         reasoning_budget: tokens of thought at most, after which the end of the thoughts is forced and the
             answer begins; 0 allows none; -1, like None, sets no limit.
@@ -95,7 +96,7 @@ def sampling_options(options: Mapping[str, Any]) -> dict[str, Any]:
         elif value is not None:
             found[name] = value
     if "logit_bias" in found:
-        found["logit_bias"] = {int(t): float(b) for t, b in found["logit_bias"].items()}
+        found["logit_bias"] = logit_bias(found["logit_bias"])
     if "samplers" in found:
         found["samplers"] = sampler_order(found["samplers"])
     if "grammar" in found:
@@ -113,8 +114,13 @@ def grammar_text(grammar: Any) -> str:
     return text
 
 
-def stop_list(stop: str | Sequence[str] | None) -> list[str]:
-    """Stop strings as a list."""
-    if stop is None:
-        return []
-    return [stop] if isinstance(stop, str) else list(stop)
+def token_limit(max_tokens: int | None) -> int | None:
+    """`max_tokens`, None for no limit.
+
+    Raises:
+        TypeError: it is no whole number.
+    """
+    if max_tokens is None:
+        return None
+    n = integer("max_tokens", max_tokens, "a number of tokens, or None or -1 for no limit")
+    return None if n < 0 else n

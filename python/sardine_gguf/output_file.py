@@ -14,14 +14,22 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
     """Refuses a destination before any work is done.
 
     Raises:
-        FormatError: it is a folder, a device or one of the inputs.
+        FormatError: it is a folder, a device, a pipe or one of the inputs.
         OSError: its folder does not exist.
+        ValueError: it is empty.
     """
+    if str(path) in ("", "."):
+        raise ValueError("the output's path is empty: name a file")
     from sardine_gguf.convert.atomic import (  # type: ignore[import-untyped,unused-ignore]
         check_destination,
     )
 
-    check_destination(path, [p for p in inputs if p.exists()], force=True)
+    check_destination(link_target(path), [p for p in inputs if p.exists()], force=True)
+
+
+def link_target(path: Path) -> Path:
+    """The file that a symbolic link names, there or not; another path as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def same_file(a: str, b: str) -> bool:
@@ -37,6 +45,8 @@ def same_file(a: str, b: str) -> bool:
 def replaced_file(path: Path) -> Iterator[Callable[[Any], None]]:
     """Gives a function that appends bytes to a file, which takes the place of any before at the end.
 
+    Of a symbolic link the file that it names is written, and the link stays.
+
     Raises:
         OSError: it cannot be written.
     """
@@ -45,6 +55,7 @@ def replaced_file(path: Path) -> Iterator[Callable[[Any], None]]:
         sweep,
     )
 
+    path = link_target(path)
     try:
         sweep(path)
         with AtomicFile(path) as out:

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sardine_gguf.context import KV_TYPES
 from sardine_gguf.errors import FormatError
 from sardine_gguf.logits_file import LogitsFile, LogitsWriter
 from sardine_gguf.model import Sardine
+from sardine_gguf.output_file import check_output
 from sardine_gguf.perplexity_measure import Progress, compare, measure
 from sardine_gguf.perplexity_report import summary_lines
 from sardine_gguf.program import EXIT_CODES, EXIT_OK, run_program
@@ -34,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     modes = ("sparse", "gain", "off")
     p.add_argument("-m", "--model", metavar="FILE", required=True, help="GGUF file to measure")
-    p.add_argument("-f", "--file", metavar="FILE", help="UTF-8 text to predict")
+    p.add_argument("-f", "--file", metavar="FILE", help="UTF-8 text to predict (-: standard input)")
     p.add_argument(
         "-c", "--ctx-size", type=int, metavar="N", help=f"tokens of a chunk ({DEFAULT_CTX})"
     )
@@ -48,9 +50,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--chunks", type=int, default=-1, metavar="N", help="chunks to evaluate (-1: all)"
     )
     p.add_argument("--delta-mode", choices=modes, help="how the experts act; default: the file's")
-    p.add_argument(
-        "-ctk", "--cache-type", choices=("f16", "f32"), default="f16", help="type of cached keys"
-    )
+    for flag, name, what in (
+        ("-ctk", "--cache-type-k", "keys"),
+        ("-ctv", "--cache-type-v", "values"),
+    ):
+        names = (flag, name, "--cache-type") if flag == "-ctk" else (flag, name)
+        p.add_argument(
+            *names,
+            dest=name.removeprefix("--").replace("-", "_"),
+            choices=KV_TYPES,
+            help=f"type of cached {what} (f16); one type for both",
+        )
     p.add_argument(
         "--kl-divergence",
         action="store_true",
@@ -73,8 +83,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_text(path: str) -> str:
-    """The text of a file without its last newline. Raises FormatError if it is not UTF-8."""
-    data = Path(path).read_bytes()
+    """The text of a file, or of standard input for "-", without its last newline.
+
+    Raises:
+        FormatError: it is not UTF-8.
+    """
+    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    path = "standard input" if path == "-" else path
     try:
         return data.decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as e:
@@ -95,6 +110,12 @@ def check_options(args: argparse.Namespace) -> None:
         )
     if args.file is None and not (args.kl_divergence and args.logits):
         raise ValueError("there is no text: name one with -f FILE")
+    key, value = args.cache_type_k, args.cache_type_v
+    if key and value and key != value:
+        raise ValueError(f"-ctk is {key} and -ctv {value}, expected one type for both")
+    if args.logits and not args.kl_divergence:
+        inputs = [args.model] if args.file == "-" else [args.model, args.file]
+        check_output(Path(args.logits), [Path(p) for p in inputs])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
                     n_batch=args.batch_size,
                     n_threads=None if args.threads == -1 else args.threads,
                     delta_mode=mode,
-                    kv_type=args.cache_type,
+                    kv_type=args.cache_type_k or args.cache_type_v or "f16",
                 )
             )
 
@@ -160,7 +181,7 @@ def _measure(
 ) -> dict[str, Any]:
     if args.logits is None:
         return measure(model, chunks, None, progress)
-    inputs = [Path(args.model), Path(args.file)]
+    inputs = [Path(p) for p in (args.model, args.file) if p != "-"]
     with LogitsWriter(Path(args.logits), model.n_vocab, chunks, inputs) as writer:
         result = measure(model, chunks, writer, progress)
         writer.commit()

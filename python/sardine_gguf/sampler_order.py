@@ -37,7 +37,7 @@ def sampler_order(names: str | Sequence[str]) -> tuple[str, ...]:
         if not names.strip():
             return DEFAULT_ORDER
         names = [n for n in names.split(";") if n.strip()]
-    if not all(isinstance(n, str) for n in names):
+    if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
         raise TypeError("samplers must be names, in a list or in a text with ; between them")
     if len(names) > _LONGEST:
         raise ValueError(f"samplers has {len(names)} names, expected at most {_LONGEST}")

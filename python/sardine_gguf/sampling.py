@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from sardine_gguf._native import GgufFile, Model, Sampler
+from sardine_gguf.arguments import integer, logit_bias, number, text
 from sardine_gguf.errors import FormatError
 from sardine_gguf.sampler_order import DEFAULT_ORDER, sampler_order
 
@@ -30,6 +31,10 @@ _FILE_KEYS = {
     "mirostat_eta": "mirostat_eta",
 }
 _INTEGERS = ("top_k", "repeat_last_n", "mirostat_mode")
+_NUMBERS = (
+    "temperature", "top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold", "repeat_penalty",
+    "presence_penalty", "frequency_penalty", "mirostat_tau", "mirostat_eta",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,19 @@ class SamplingOptions:
     samplers: str | Sequence[str] = DEFAULT_ORDER
     seed: int = -1
 
+    def __post_init__(self) -> None:
+        """Raises TypeError and ValueError for what is no option's value; `sampler` knows the ranges."""
+        for name in _INTEGERS:
+            integer(name, getattr(self, name), least=-(2**31), most=2**31 - 1)
+        for name in _NUMBERS:
+            number(name, getattr(self, name))
+        integer("seed", self.seed, most=_ANY_SEED)
+        if self.logit_bias is not None:
+            logit_bias(self.logit_bias)
+        if self.grammar is not None:
+            text("grammar", self.grammar)
+        sampler_order(self.samplers)
+
     @staticmethod
     def from_file(file: GgufFile, seed: int = -1) -> SamplingOptions:
         """The `general.sampling.*` keys of a file over the defaults.
@@ -113,14 +131,12 @@ class SamplingOptions:
         Raises:
             ValueError: an option is out of its range, or the grammar does not parse (with the line).
         """
-        if self.seed > _ANY_SEED:
-            raise ValueError(f"seed is {self.seed}, expected less than 2**32")
         options = {f.name: getattr(self, f.name) for f in fields(self)}
         any_seed = self.seed < 0 or self.seed == _ANY_SEED
         options["seed"] = secrets.randbelow(_ANY_SEED) if any_seed else self.seed
         if self.repeat_last_n == -1:
             options["repeat_last_n"] = n_ctx
-        options["logit_bias"] = [(int(t), float(b)) for t, b in (self.logit_bias or {}).items()]
+        options["logit_bias"] = list(logit_bias(self.logit_bias or {}).items())
         options["grammar"] = self.grammar or ""
         options["samplers"] = list(sampler_order(self.samplers))
         return Sampler(model, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -34,7 +34,12 @@ class SpecialText:
     def __init__(self, special: Mapping[str, int]) -> None:
         self._ids = dict(special)
         names = sorted(special, key=len, reverse=True)
+        self._spelled = {i: t for t, i in special.items()}
         self._names = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        begun = {re.escape(n[:i]) for n in names for i in range(1, len(n))}
+        ended = {re.escape(n[i:]) for n in names for i in range(1, len(n))}
+        self._begun = re.compile(f"(?:{'|'.join(sorted(begun)) or '(?!)'})\\Z")
+        self._ended = re.compile("|".join(sorted(ended)) or r"(?!)")
         edges = {c for n in names for c in (n[0], n[-1])}
         self._edges = sorted(c for c in edges if not c.isalnum() and not c.isspace())
         wordy = [n for n in names if n[0] not in self._edges]
@@ -49,6 +54,34 @@ class SpecialText:
         if len(marks) < len(self._characters):
             raise ValueError("the messages use every private-use character of Unicode")
         return Disguise(marks, self._edges, self._wordy)
+
+    def marks(self, messages: Any, template: str, also: Iterable[str]) -> dict[str, str]:
+        """A character for each name that the template's source or `also` contains, which no message has."""
+        texts = [template, *also]
+        names = [n for n in self._ids if any(n in t for t in texts)]
+        used = set().union(*map(set, _strings(messages)), template, *self._ids)
+        free = (c for c in map(chr, chain(*_PRIVATE_USE)) if c not in used)
+        marks = dict(zip(names, free, strict=False))
+        if len(marks) < len(names):
+            raise ValueError("the messages use every private-use character of Unicode")
+        return marks
+
+    def split_marks(self, text: str, marks: Mapping[str, str]) -> Iterator[str | int]:
+        """Text between marks, and the ids of the names that they stand for."""
+        ids = {mark: self._ids[name] for name, mark in marks.items()}
+        found = re.split(f"([{re.escape(''.join(ids))}])", text) if ids else [text]
+        yield from (ids.get(part, part) for part in found if part)
+
+    def joined(self, parts: Iterable[str | int]) -> str:
+        """The text, names spelled out."""
+        return "".join(p if isinstance(p, str) else self._spelled[p] for p in parts)
+
+    def may_be_in(self, messages: Any) -> bool:
+        """Whether a string has a name in it, or ends or begins with a part of one."""
+        return any(
+            self._names.search(s) or self._begun.search(s) or self._ended.match(s)
+            for s in _strings(messages)
+        )
 
     def split(self, text: str) -> Iterator[str | int]:
         """Text between special tokens, and their ids."""

@@ -75,8 +75,13 @@ class TemplateProcess:
         """Parses a template. Raises TemplateSyntax."""
         self._ask({"source": source})
 
-    def render(self, source: str, variables: Mapping[str, Any]) -> str:
+    def render(
+        self, source: str, variables: Mapping[str, Any], marks: Mapping[str, str] | None = None
+    ) -> str:
         """The template's output with these variables, which must be JSON.
+
+        Of `marks`, characters by words, each stands in the place of its word wherever the template's source
+        writes it, but for where it searches for it.
 
         Raises:
             TemplateSyntax: the template does not parse.
@@ -88,7 +93,8 @@ class TemplateProcess:
         except (TypeError, ValueError, RecursionError) as e:
             raise ValueError(f"the messages are not JSON values: {e}") from e
         limit = OUTPUT_CHARACTERS + size
-        return self._ask({"source": source, "variables": variables, "limit": limit})
+        request = {"source": source, "variables": variables, "limit": limit}
+        return self._ask({**request, "marks": dict(marks)} if marks else request)
 
     def close(self) -> None:
         """Ends the process, if there is one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import struct
@@ -51,6 +52,63 @@ def make_environment() -> Any:
     return env
 
 
+# Methods of strings whose arguments, or for replace the first, are searched for and not written.
+_SEARCHES = {
+    "split", "rsplit", "startswith", "endswith", "strip", "lstrip", "rstrip", "find", "rfind", "index",
+    "rindex", "count", "partition", "rpartition", "removeprefix", "removesuffix", "replace",
+}  # fmt: skip
+
+
+def marked(env: Any, source: str, marks: dict[str, str]) -> Any:
+    """The template's syntax tree, with marks in the place of words in its text and constants.
+
+    What is compared, searched for or looked up stays as it is. Without marks it is the source itself.
+    """
+    if not marks:
+        return source
+    from jinja2 import nodes
+
+    words = re.compile("|".join(re.escape(w) for w in sorted(marks, key=len, reverse=True)))
+
+    def searched(node: Any) -> list[Any]:
+        if isinstance(node, nodes.Compare):
+            return [node.expr, *(operand.expr for operand in node.ops)]
+        if isinstance(node, nodes.Getitem):
+            return [node.arg]
+        if isinstance(node, nodes.Pair):
+            return [node.key]
+        if isinstance(node, nodes.Test):
+            return list(node.args)
+        if isinstance(node, nodes.Filter):
+            return node.args[:1] if node.name == "replace" else []
+        if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr):
+            name = node.node.attr
+            return node.args[: 1 if name == "replace" else None] if name in _SEARCHES else []
+        return []
+
+    tree = env.parse(source)
+    # Variables that are only searched for are constants to search for by another name.
+    sought = [n for node in tree.find_all(nodes.Node) for n in searched(node)]
+    uses = [n.name for n in sought if isinstance(n, nodes.Name)]
+    loads = [n.name for n in tree.find_all(nodes.Name) if n.ctx == "load"]
+    only_sought = {name for name in uses if loads.count(name) == uses.count(name)}
+    sought += [
+        n.node
+        for n in tree.find_all(nodes.Assign)
+        if isinstance(n.target, nodes.Name) and n.target.name in only_sought
+    ]
+    kept = {id(n) for n in sought if isinstance(n, nodes.Const)}
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, nodes.TemplateData):
+            node.data = words.sub(lambda m: marks[m.group()], node.data)
+        elif isinstance(node, nodes.Const) and isinstance(node.value, str):
+            node.value = words.sub(lambda m: marks[m.group()], node.value)
+        todo += [child for child in node.iter_child_nodes() if id(child) not in kept]
+    return tree
+
+
 def render(template: Any, variables: dict[str, Any], limit: int) -> str:
     """The template's output. Raises TooLong as soon as it has more than `limit` characters."""
     parts, size = [], 0
@@ -65,13 +123,16 @@ def render(template: Any, variables: dict[str, Any], limit: int) -> str:
 def answer(request: dict[str, Any], cache: dict[str, Any], env: Any) -> dict[str, Any]:
     """The reply to a request: {"text": ...}, or {"error": kind, "message": ...}.
 
-    A request has a "source", and, if it is to be rendered, "variables" and "limit" in characters.
+    A request has a "source", and, if it is to be rendered, "variables", "limit" in characters, and perhaps
+    "marks".
     """
-    source = request["source"]
+    marks = request.get("marks", {})
+    source = (request["source"], *marks.items())
     if source not in cache:
-        cache.clear()  # a process has one template as a rule
+        if len(cache) > 3:
+            cache.clear()  # a process has one template as a rule
         try:
-            cache[source] = env.from_string(source)
+            cache[source] = env.from_string(marked(env, request["source"], marks))
         except MemoryError:
             raise
         except (

@@ -10,10 +10,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sardine_gguf._native import Model, Sampler, Session
+from sardine_gguf._native import Model, Sampler
+from sardine_gguf.arguments import integer
+from sardine_gguf.claimed import CLOSED, ClaimedContext, OnEvaluated
 from sardine_gguf.errors import ContextOverflow
 from sardine_gguf.expert_settings import ExpertSettings
 from sardine_gguf.logprobs import TokenLogprob, token_logprob
+from sardine_gguf.open_model import OpenModel
+from sardine_gguf.options import token_limit
 from sardine_gguf.text_filter import TextFilter
 from sardine_gguf.thoughts import ThoughtBudget
 
@@ -54,10 +58,10 @@ class TokenLoop:
     """What a Generation runs.
 
     Args:
-        model, session: what is evaluated, and the context for it.
+        context: what evaluates; not claimed before the first token.
         prompt: token ids that take the context's place.
         sampler: draws the tokens.
-        max_tokens: None goes on to the end of the context.
+        max_tokens: None, or a negative number, goes on to the end of the context.
         stop: texts that end the content.
         think: ids of the tokens around thoughts.
         thoughts: counts them; None sets no limit.
@@ -66,13 +70,17 @@ class TokenLoop:
         logprobs: how many of the likeliest tokens `take_logprobs` tells of each token of the content;
             None tells nothing.
         prompt_logprobs: tell them of the prompt too, in `prompt_entries`; evaluates all of it anew.
-        experts: what the session's experts are set to when it begins; None leaves them.
+        experts: what the context's experts are set to when it begins; None leaves them.
+
+    Attributes:
+        on_evaluated: called after each evaluation with its tokens and their routes: what of the prompt is
+            evaluated (in one or more parts), then each token of the text but the last. What it raises ends
+            the generation.
     """
 
     def __init__(
         self,
-        model: Model,
-        session: Session,
+        context: OpenModel,
         prompt: list[int],
         sampler: Sampler,
         *,
@@ -89,20 +97,20 @@ class TokenLoop:
     ) -> None:
         if not prompt:
             raise ValueError("the prompt is empty: there is nothing to continue")
-        if max_tokens is not None and max_tokens < 0:
-            raise ValueError(
-                f"max_tokens is {max_tokens}, expected 0 or more, or None for no limit"
-            )
-        if logprobs is not None and logprobs < 0:
-            raise ValueError(f"logprobs is {logprobs}, expected 0 or more")
-        if len(prompt) > session.n_ctx:
+        if logprobs is not None:
+            integer("logprobs", logprobs, "a number of tokens, or None", least=0)
+        self._n_ctx = context.session.n_ctx
+        if len(prompt) > self._n_ctx:
             raise ContextOverflow(
-                f"the prompt has {len(prompt)} tokens, more than n_ctx {session.n_ctx}: "
+                f"the prompt has {len(prompt)} tokens, more than n_ctx {self._n_ctx}: "
                 "load with a larger n_ctx or shorten the prompt"
             )
         TextFilter(stop)  # raises now rather than at the first piece
-        self._model, self._session, self._sampler = model, session, sampler
-        self._prompt, self._max_tokens = prompt, max_tokens
+        self._context = context
+        self._sampler: Sampler | None = sampler
+        self._claimed: ClaimedContext | None = None
+        self.on_evaluated: OnEvaluated | None = None
+        self._prompt, self._max_tokens = prompt, token_limit(max_tokens)
         self._stop, self._think, self._split_thoughts = tuple(stop), think, split_thoughts
         self._thoughts = thoughts or ThoughtBudget(think or (-1, -1), -1, prompt)
         self._reuse_prefix, self._on_token, self._experts = reuse_prefix, on_token, experts
@@ -115,7 +123,7 @@ class TokenLoop:
         self._waiting: list[TokenLogprob] = []  # their text is held back
         self._ready: list[TokenLogprob] = []
         self._logits: NDArray[np.float32] | None = None  # that the last token was drawn from
-        self._since: int | None = None
+        self._barred = False  # no token was left but one that must not come
         sampler.accept_prompt(prompt)
 
     def take_logprobs(self) -> list[TokenLogprob]:
@@ -132,32 +140,47 @@ class TokenLoop:
         if final:
             self._waiting.clear()
 
-    def _evaluate_prompt(self) -> None:
+    def let_go(self) -> None:
+        """Frees what it holds of the model; after the context was closed."""
+        self._sampler = None
+
+    @property
+    def _model(self) -> Model:
+        return self._context.model
+
+    def _begin(self) -> ClaimedContext:
+        if self._claimed is not None:
+            raise ValueError("this generation has begun already: start another one")
+        self._claimed = ClaimedContext(self._context, self.on_evaluated)
+        self._evaluate_prompt(self._claimed)
+        return self._claimed
+
+    def _evaluate_prompt(self, context: ClaimedContext) -> None:
         if self._experts is not None:
-            self._experts.apply(self._session)
+            context.steer(self._experts)
         if self._prompt_logprobs:
-            return self._evaluate_whole_prompt()
-        known = self._session.tokens
+            return self._evaluate_whole_prompt(context)
+        known = context.tokens
         keep = common_prefix(known, self._prompt)
         if not self._reuse_prefix and (keep < len(known) or keep == len(self._prompt)):
             keep = 0
         keep = min(keep, len(self._prompt) - 1)  # the last token's logits are needed
-        self._session.truncate(keep)
+        context.truncate(keep)
         self.timings.cached_tokens = keep
         start = time.perf_counter()
-        self._session.decode(self._prompt[keep:], self._since)
+        context.decode(self._prompt[keep:])
         self.timings.prompt_seconds = time.perf_counter() - start
 
-    def _evaluate_whole_prompt(self, step: int = 64) -> None:
+    def _evaluate_whole_prompt(self, context: ClaimedContext, step: int = 64) -> None:
         """In steps, because the logits of all positions of a long prompt may not fit in memory."""
-        self._session.truncate(0)
+        context.truncate(0)
         start = time.perf_counter()
         text = TextFilter()
         skip = int(self._prompt[0] == self._model.bos)
         logits = None
         for begin in range(0, len(self._prompt), step):
             part = self._prompt[begin : begin + step]
-            rows = self._session.eval(part, self._since)
+            rows = context.eval(part)
             for i, token in enumerate(part):
                 before = rows[i - 1] if i else logits
                 offset, data = text.position, self._model.piece(token)
@@ -176,13 +199,12 @@ class TokenLoop:
 
     def pieces(self) -> Generator[tuple[Channel, str], None, None]:
         """Runs it for (channel, text)."""
-        self._since = self._session.n_cancels  # a cancel() from now on ends this generation
-        self._evaluate_prompt()
+        context = self._begin()
         start = time.perf_counter()
         inside = self._think is not None and self._split_thoughts and self._thoughts.inside
         channel: Channel = "reasoning" if inside else "content"
         text = TextFilter(() if inside else self._stop)
-        for token in self._sampled_tokens():
+        for token in self._sampled_tokens(context):
             self.timings.completion_seconds = time.perf_counter() - start
             self.met_end_token = self._model.is_end(token)
             if self.met_end_token:
@@ -214,13 +236,12 @@ class TokenLoop:
         self._settle(text, final=True)
         if piece:
             yield channel, piece
-        self.finish_reason = "stop" if self.met_end_token or text.stopped else "length"
+        stopped = self.met_end_token or self._barred or text.stopped
+        self.finish_reason = "stop" if stopped else "length"
 
     def sampled_tokens(self) -> Generator[int, None, None]:
         """Runs it for the tokens alone, up to the one that ends the text; stop strings do nothing."""
-        self._since = self._session.n_cancels
-        self._evaluate_prompt()
-        for token in self._sampled_tokens():
+        for token in self._sampled_tokens(self._begin()):
             if self._model.is_end(token):
                 return
             sent: object = yield token
@@ -229,23 +250,34 @@ class TokenLoop:
                     "send() is not supported: begin again with the tokens that you want"
                 )
 
-    def _sampled_tokens(self) -> Iterator[int]:
+    def _sampled_tokens(self, context: ClaimedContext) -> Iterator[int]:
         """Tokens until max_tokens or the context's end; each is evaluated when the next is asked for."""
         while self._max_tokens is None or len(self.tokens) < self._max_tokens:
             if self.tokens:
-                if self._session.n_tokens >= self._session.n_ctx:
+                if len(self._prompt) + len(self.tokens) > self._n_ctx:
                     return
-                self._session.decode(self.tokens[-1:], self._since)
-            self._logits = self._session.last_logits() if self._n_top is not None else None
-            forced = self._thoughts.forced()
-            if forced is None:
-                token = self._sampler.sample(self._session)
-            else:
-                token = forced
-                self._sampler.accept_prompt([token])
+                context.decode(self.tokens[-1:])
+            self._logits = context.last_logits() if self._n_top is not None else None
+            token = self._next_token(context)
+            if token is None:
+                self._barred = True
+                return
             self._thoughts.follow(token)
             self.tokens.append(token)
             self.timings.completion_tokens += 1
             if self._on_token:
                 self._on_token(token)
             yield token
+
+    def _next_token(self, context: ClaimedContext) -> int | None:
+        """The token that must come, or one that is drawn; None if only one is left that must not come."""
+        sampler = self._sampler
+        if sampler is None:
+            raise ValueError(CLOSED)
+        forced = self._thoughts.forced()
+        if forced is not None:
+            sampler.accept_prompt([forced])
+            return forced
+        never = self._thoughts.never()
+        token = context.sample(sampler, never)
+        return None if token == never else token

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
+from sardine_gguf.arguments import flag, token_ids, wrong_type
 from sardine_gguf.open_model import OpenModel
 
 
@@ -19,8 +20,10 @@ class TokenMethods(OpenModel):
             add_bos: put BOS first, if the model wants one.
             special: read the names of control tokens in the text as those tokens.
         """
+        if not isinstance(text, str | bytes):
+            raise wrong_type("text", text, "a str, or UTF-8 as bytes")
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        return self.model.tokenize(text, add_bos, special)
+        return self.model.tokenize(text, flag("add_bos", add_bos), flag("special", special))
 
     def detokenize(
         self,
@@ -37,7 +40,8 @@ class TokenMethods(OpenModel):
 
     def detokenize_bytes(self, tokens: Sequence[int], special: bool = False) -> bytes:
         """The same as bytes, which may begin or end inside of a character."""
-        return b"".join(self.model.piece(int(t), special) for t in tokens)
+        special = flag("special", special)
+        return b"".join(self.model.piece(t, special) for t in token_ids("tokens", tokens))
 
     def token_bos(self) -> int:
         """Id of the token that begins a text, -1 if there is none."""

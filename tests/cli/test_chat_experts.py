@@ -111,6 +111,55 @@ def test_show_routing_colours_the_answer(model: Sardine) -> None:
     assert c.piece_style is not None
 
 
+def replayed(model: Sardine, prompt: list[int], answer: list[int]) -> list[Routes]:
+    """The routes of a prompt, then of each token, evaluated one by one."""
+    with model.new_context() as again:
+        again.session.decode(prompt)
+        found = [again.routes()]
+        for token in answer:
+            again.session.decode([token])
+            found.append(again.routes())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("answer", "thinking"),
+    [
+        ("I 👩‍🚀 🦈!", True),  # characters of several tokens
+        ("[THINK]so 🦈[/THINK]yes", True),
+        ("[THINK]so 🦈[/THINK]yes", False),
+        ("[THINK][/THINK]", True),  # nothing is shown of it
+    ],
+)
+def test_every_token_counts_once(
+    model: Sardine, monkeypatch: pytest.MonkeyPatch, answer: str, thinking: bool
+) -> None:
+    """Parts of characters, thoughts, hidden ones too: shares are of tokens, not of pieces of text."""
+    script = [*model.tokenize(answer, add_bos=False, special=True), model.token_eos()]
+    drawn = iter(script)
+    monkeypatch.setattr("sardine_gguf.claimed.ClaimedContext.sample", lambda *_: next(drawn))
+    c = chat(model, colour="off")
+    c.looks.thinking = thinking
+    seen: list[tuple[list[int], int]] = []
+    c.on_evaluated.append(lambda tokens, routes: seen.append((tokens, routes.n_tokens)))
+    before = model.session.counts["tokens"]
+    turn = c.ask("Why?")
+    assert turn.generation.tokens == script
+    prompt = model.chat_template.encode([{"role": "user", "content": "Why?"}])
+    assert seen == [(prompt, len(prompt)), *(([t], 1) for t in script[:-1])]
+    assert sum(n for _, n in seen) == model.session.counts["tokens"] - before
+    view = view_of(c)
+    assert view is not None
+    assert view.shares.n_prompt == len(prompt)
+    assert view.shares.n_answer == len(script)
+    expected = replayed(model, prompt, script[:-1])
+    assert view.shares.prompt is not None
+    np.testing.assert_allclose(view.shares.prompt, expected[0].shares(), atol=1e-6)
+    drew = np.mean([r.by_token()[-1] for r in expected], axis=0)
+    np.testing.assert_allclose(view.shares.answer, drew, atol=1e-6)
+    assert model.n_tokens == len(prompt) + len(script) - 1
+
+
 def test_experts_command(model: Sardine) -> None:
     """Shows shares, sets, resets; a wrong name changes nothing."""
     c = chat(model, colour="off")

@@ -24,6 +24,7 @@ class FakeGeneration:
         self._pieces = iter(pieces)
         self.timings = Timings()
         self.finish_reason = "stop"
+        self.on_evaluated: Any = None
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return self
@@ -60,7 +61,8 @@ class FakeModel:
         )  # the chat itself puts what asks for thoughts after a system message
         self.asked.append([dict(m) for m in messages])
         self.options.append(options)
-        return FakeGeneration(next(self._scripts))
+        self.last = FakeGeneration(next(self._scripts))
+        return self.last
 
     def reset(self) -> None:
         self.resets += 1
@@ -185,7 +187,7 @@ def test_resuming_takes_all_or_nothing(capsys: pytest.CaptureFixture[str]) -> No
     assert "held with other" in capsys.readouterr().err
 
 
-def test_hooks_see_every_piece_and_turn(
+def test_hooks_see_every_evaluation_and_turn(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What colours tokens by their experts hangs on these."""
@@ -196,12 +198,14 @@ def test_hooks_see_every_piece_and_turn(
     c = Chat(model, out=out)  # type: ignore[arg-type]
     events: list[str] = []
     c.before_turn.append(lambda: events.append("before"))
-    c.on_piece.append(lambda: events.append("piece"))
+    c.on_evaluated.append(lambda tokens, routes: events.append(f"{len(tokens)} tokens"))
     c.after_turn.append(lambda turn: f"legend of {turn.answer}")
     c.stats_parts.append(lambda turn: "math 90 %")
     c.piece_style = lambda: "\x1b[31m"
     c.ask("a")
-    assert events == ["before", "piece", "piece", "piece"]
+    assert model.last.on_evaluated is not None
+    model.last.on_evaluated([1, 2], None)
+    assert events == ["before", "2 tokens"]
     assert out.getvalue() == (
         "\x1b[2m\x1b[31mhm\x1b[0m\x1b[2m\x1b[0m\n\x1b[31mon\x1b[0m\x1b[31me\x1b[0m\n"
     )

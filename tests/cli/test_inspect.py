@@ -361,8 +361,12 @@ def test_plot_of_strange_files(
 
 def test_plot_needs(folder: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                     capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "model.png").symlink_to(folder / "adapter.gguf")
     for args, code, words in (
         ([folder / "base.gguf", "--plot", tmp_path / "a.png"], 2, "plain base"),
+        ([tmp_path / "model.png", "--plot", tmp_path / "model.png"], 3, "is the input"),
+        ([folder / "adapter.gguf", "--plot", tmp_path / "pipe.png"], 3, "not a regular file"),
         ([folder / "model.gguf", "--plot", tmp_path / "a.gguf"], 2, ".png"),
         ([folder / "model.gguf", "--plot", tmp_path / "no" / "a.png"], 4, "No such file"),
     ):

@@ -84,6 +84,8 @@ def test_every_command(terminal: Start, example: Path, tmp_path: Path) -> None:
 
     saved = tmp_path / "talk.json"
     assert "(saved to" in t.say(f"/save {saved}")
+    assert "is the input" in t.say(f"/save {example}")
+    assert "not a regular file" in t.say("/save /dev/null")
     document = json.loads(saved.read_text())
     assert document["messages"][0] == {"role": "user", "content": QUESTION}
     assert "forgotten" in t.say("/clear")

@@ -84,8 +84,7 @@ def test_an_exception_in_a_callback(model: Sardine, wide: TinyModel) -> None:
 
     generation = Generation(
         TokenLoop(
-            model.model,
-            model.session,
+            model,
             PROMPT,
             model.sampling.override(seed=1).sampler(model.model, model.n_ctx),
             on_token=on_token,

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from llama_cpp import llama_grammar
 from models import TinyModel, random_tokens
 from sardine_gguf import Sardine, SardineError
-from sardine_gguf.response_format import response_grammar, schema_grammar
+from sardine_gguf.json_schema import object_grammar, schema_grammar
+from sardine_gguf.response_format import response_grammar
 
 PROMPT = random_tokens(8, seed=2)
 
@@ -281,6 +282,10 @@ SCHEMAS: list[dict[str, Any]] = [
         "additionalProperties": False,
     },
     {"type": "string", "format": "date"},
+    {"type": "string", "pattern": "^(a?b?)*[^\\s\"]{0,3}$"},
+    {"type": "number", "minimum": -0.75, "exclusiveMaximum": 12.5},
+    {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2000},
+    {"type": "object", "properties": {"a": {"type": "null"}}, "additionalProperties": {"enum": [1, 2]}},
     {
         "type": "object",
         "title": "Tree",
@@ -298,7 +303,9 @@ def test_schemas(model: Sardine, schema: dict[str, Any]) -> None:
     grammar = schema_grammar(schema)
     assert json.dumps(schema) == before
     whole = 0
-    for seed in range(4):
+    for seed in range(40):
+        if whole == 3:
+            break
         text, why = write(model, grammar, seed)
         if why == "stop":
             jsonschema.validate(json.loads(text), schema)
@@ -306,50 +313,13 @@ def test_schemas(model: Sardine, schema: dict[str, Any]) -> None:
     assert whole >= 1
 
 
-@pytest.mark.parametrize(
-    ("schema", "why"),
-    [
-        ({"type": "integer", "minimum": 3}, "'minimum'"),
-        ({"type": "object", "properties": {"a": {"type": "number", "multipleOf": 2}}}, r"\$\.a"),
-        ({"type": "string", "pattern": "^a$", "maxLength": 3}, "'maxLength'"),
-        ({"type": "string", "pattern": "a"}, "Pattern must start"),
-        ({"type": "string", "pattern": "^.*$"}, "'.'"),
-        ({"type": "string", "pattern": '^"$'}, "pattern"),
-        ({"type": "string", "pattern": "^[^a]$"}, "pattern"),
-        ({"type": "string", "pattern": "^[ -~]$"}, "pattern"),
-        ({"type": "string", "pattern": "^a|b$"}, "pattern"),
-        ({"type": "string", "pattern": r"^\d+$"}, "pattern"),
-        ({"properties": {"a": {}}, "additionalProperties": True}, "additionalProperties"),
-        ({"type": "array", "uniqueItems": True, "items": {"type": "null"}}, "'uniqueItems'"),
-        ({"not": {"type": "null"}}, "'not'"),
-        ({"anyOf": [{"type": "null"}], "properties": {}}, "'properties'"),
-        ({"type": "object", "properties": {}, "required": ["x"]}, "'x'"),
-        ({"type": "strange"}, "Unrecognized"),
-        ({"$ref": "https://example.com/x.json"}, "Fetching|malformed"),
-        ({"$ref": "#/nowhere"}, "malformed"),
-        ({"properties": {"a": True}}, "expected an object"),
-        ({"properties": 3}, "malformed"),
-        ([], "list"),
-        ("{}", "str"),
-        ({"type": "object", "x": {1, 2}}, "JSON schema"),
-    ],
-)
-def test_refused_schemas(schema: Any, why: str) -> None:
-    """What the grammar would not hold to, or what is no schema, is a ValueError of one line."""
-    with pytest.raises(ValueError, match=why) as caught:
-        schema_grammar(schema)
-    assert "JSON schema" in str(caught.value)
-
-
 def test_response_formats(model: Sardine) -> None:
     """The three types, with OpenAI's and llama-cpp-python's places for the schema."""
     assert response_grammar(None) is None
     assert response_grammar({"type": "text"}) is None
-    assert response_grammar({"type": "json_object"}) == llama_grammar.JSON_GBNF
+    assert response_grammar({"type": "json_object"}) == object_grammar()
     schema = SCHEMAS[0]
     expected = schema_grammar(schema)
-    theirs = llama_grammar.json_schema_to_gbnf(json.dumps(schema))
-    assert expected.replace("\\x7F\\x00-\\x1F", "") == theirs
     for form in (
         {"type": "json_object", "schema": schema},
         {"type": "json_schema", "schema": schema},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import struct
@@ -169,6 +170,23 @@ def test_saved_logits(
     assert at == len(data)
 
 
+def test_standard_input_and_types_of_the_cache(
+    base: Path, text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-f - is the same text; q8_0 is another cache than f16, and near it, by any name of the flag."""
+    flags = ("-c", N_CTX, "--chunks", 2)
+    plain = measured(capsys, "-m", base, "-f", text, *flags)
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.read_bytes()), "ascii"))
+        assert measured(capsys, "-m", base, "-f", "-", *flags)["ppl"] == plain["ppl"]
+    found = [
+        measured(capsys, "-m", base, "-f", text, *flags, *more)["ppl"]["value"]
+        for more in (("-ctk", "q8_0"), ("--cache-type-v", "q8_0"), ("-ctk", "q8_0", "-ctv", "q8_0"))
+    ]
+    assert found[0] == found[1] == found[2] != plain["ppl"]["value"]
+    assert found[0] == pytest.approx(plain["ppl"]["value"], rel=0.02)
+
+
 def test_divergence_by_file_and_directly(
     base: Path, full: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -309,6 +327,8 @@ def test_wrong_use(base: Path, full: Path, text: Path, tmp_path: Path, capsys: A
         (["-m", text, "-f", text], 3, "not a GGUF"),
         (["-m", base, "-f", text, "-c", N_CTX, "--save-all-logits", base], 3, "is the input"),
         (["-m", base, "-f", text, "-c", N_CTX, "--save-all-logits", tmp_path], 3, "folder"),
+        (["-m", base, "-f", text, "--save-all-logits", "/dev/null"], 3, "not a regular file"),
+        (["-m", base, "-f", text, "-ctk", "q8_0", "-ctv", "f16"], 2, "one type for both"),
         (
             ["-m", base, "-f", text, "-c", N_CTX, "--save-all-logits", tmp_path / "a" / "b"],
             4,

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import TinyModel
 from sardine_gguf import Sardine
+from sardine_gguf.chat import ChatTemplate
 from sardine_gguf.special_text import SpecialText, _strings
 from test_chat import with_template
 
@@ -103,6 +104,91 @@ def test_messages(tiny: TinyModel, tmp_path: Any, messages: Any) -> None:
         ids = m.chat_template.encode(messages)
         assert [t for t in ids if m.model.is_control(t)] == [m.model.bos]
         assert m.detokenize(ids[1:]) == m.chat_template.render(messages)
+
+
+LOOKS = {
+    "in": "{{ 'found' if '</s>' in c else 'none' }}",
+    "in_name": "{% set end = '</s>' %}{{ 'found' if end in c else 'none' }}",
+    "split": "{{ c.split('[')[-1] }}",
+    "split_name": "{% set end = '</s>' %}{{ c.split(end) | join('[SYSTEM_PROMPT]') }}",
+    "starts": "{{ 'yes' if c.startswith('[INST]') else c }}",
+    "list": "{{ [c, {c: 1}] }}",
+    "characters": "{{ c | list }}",
+    "tojson": "{{ [c] | tojson }}",
+    "urlencode": "{{ c | urlencode }}",
+    "length": "{{ c | length }} {{ c }}",
+    "replace": "{{ c.replace('[', '(').replace('</s>', '[/INST]') }}",
+    "filter": "{{ c | replace('a', '') | replace(']', ')') }}",
+    "upper": "{{ c | upper }}{{ c | title }}",
+    "slice": "{{ c[1:] }}{{ c[:-1] }}{{ c[::-1] }}",
+    "equal": "{{ c == '[INST]' }}",
+    "format": "{{ '%r %s' | format(c, c) }}",
+    "escape": "{{ c | escape }}",
+    "key": "{{ {'[INST]': 'found'}.get(c, c) }}",
+    "order": "{{ [c, '[', 'b'] | sort | first }}",
+}
+TEXTS = [
+    "[INST]",
+    "a[INST]b</s>",
+    "x</s>y",
+    "</s>",
+    "[inst]",
+    "[IN[INST]ST]",
+    "[INaST]",
+    "[",
+    "NST]",
+    "<s>[1] <b>",
+]
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_templates_that_look_into_texts(tiny: TinyModel, look: str) -> None:
+    """They see the text as it was written, and no token comes of what a user wrote."""
+    source = "{% set c = messages[0].content %}[INST]" + LOOKS[look] + "[/INST]"
+    with Sardine(tiny.gguf) as m:
+        template = ChatTemplate(m.model, source)
+        for text in TEXTS:
+            messages = [{"role": "user", "content": text}]
+            ids = template.encode(messages)
+            names = [m.model.token_text(t) for t in ids if m.model.is_control(t)]
+            # The template itself writes two more where it finds what it replaces.
+            own = {"split_name": "[SYSTEM_PROMPT]", "replace": "[/INST]"}.get(look)
+            more = [own] * text.count("</s>") if own else []
+            assert names == ["<s>", "[INST]", *more, "[/INST]"], text
+            assert m.detokenize(ids[1:], special=True) == template.render(messages), text
+
+
+HIDDEN = st.sampled_from(sorted(LOOKS))
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
+)
+@given(look=HIDDEN, texts=st.lists(hostile, min_size=2, max_size=2))
+def test_hostile_texts_and_templates_that_look(
+    opened: Sardine, look: str, texts: list[str]
+) -> None:
+    """Whatever two messages hold, tokens are the template's, and as many as for other letters."""
+    source = (
+        "{% for m in messages %}{% set c = m.content %}[INST]" + LOOKS[look] + "[/INST]{% endfor %}"
+    )
+    template = ChatTemplate(opened.model, source)
+    ids = template.encode([{"role": "user", "content": t} for t in texts])
+    names = [opened.model.token_text(t) for t in ids[1:] if opened.model.is_control(t)]
+    assert names.count("[INST]") == 2
+    assert set(names) <= {"[INST]", "[/INST]", "[SYSTEM_PROMPT]"}
+    assert names.count("[/INST]") <= 2 + sum(t.count("</s>") for t in texts)
+
+
+def test_names_put_together_of_pieces(tiny: TinyModel) -> None:
+    """A template that makes a name of a role's gives the token, also where it looks into texts."""
+    source = "{% for m in messages %}{{ '[' ~ m.role ~ ']' }}{{ m.content.split('[') }}{% endfor %}"
+    with Sardine(tiny.gguf) as m:
+        template = ChatTemplate(m.model, source)
+        assert template.encode([{"role": "INST", "content": "a"}])[1] == 3
+        # As long as nobody else can have written it.
+        ids = template.encode([{"role": "INST", "content": "[INST]"}])
+        assert [t for t in ids if m.model.is_control(t)] == [1, 3]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from sardine_gguf import BusyError, ContextOverflow, FormatError, Sardine
 from sardine_gguf.convert import convert, write_base
 
 TOKENS = random_tokens(120, seed=31)
-HEADER = struct.Struct("<8sIIIIIIQQQQII")
+HEADER = struct.Struct("<8sIIIIIIQQQQIIII")
 FIELDS = (
     "magic",
     "version",
@@ -31,6 +31,8 @@ FIELDS = (
     "n_logits",
     "n_weights",
     "n_bias",
+    "n_own_weights",
+    "n_own_bias",
 )
 
 
@@ -152,7 +154,7 @@ def refuse(
     ("changes", "error", "match"),
     [
         ({"magic": b"SARDSTAU"}, FormatError, "no saved state"),
-        ({"version": 3}, FormatError, "version 3.*reads 2"),
+        ({"version": 2}, FormatError, "version 2.*reads 3"),
         ({"version": 0}, FormatError, "version 0"),
         ({"kv_type": 0}, FormatError, "kv_type is 'f32'.*'f16'"),
         ({"kv_type": 8}, FormatError, "kv_type is 'q8_0'.*'f16'"),
@@ -177,6 +179,9 @@ def refuse(
         ({"n_weights": 4}, FormatError, "truncated or damaged"),
         ({"n_bias": 4}, FormatError, "truncated or damaged"),
         ({"n_bias": 2**32 - 1}, FormatError, "steers 4294967295 experts"),
+        ({"n_own_weights": 3}, FormatError, "steers 3 experts.*has 4"),
+        ({"n_own_weights": 4}, FormatError, "truncated or damaged"),
+        ({"n_own_bias": 2**32 - 1}, FormatError, "steers 4294967295 experts"),
     ],
 )
 def test_wrong_headers(
@@ -268,7 +273,7 @@ def test_files(wide: TinyModel, saved: bytes, tmp_path: Path) -> None:
                 m.load_state(wrong)  # type: ignore[arg-type]
         with pytest.raises(OSError, match="none"):
             m.save_state(tmp_path / "none" / "s")
-        with pytest.raises(OSError):  # noqa: PT011 (which one depends on the system)
+        with pytest.raises(FormatError, match="folder"):
             m.save_state(tmp_path)
         (tmp_path / "s").write_bytes(b"before")
         m.save_state(str(tmp_path / "s"))
@@ -279,6 +284,41 @@ def test_files(wide: TinyModel, saved: bytes, tmp_path: Path) -> None:
             m.load_state(tmp_path / "t")
         assert (bad_format.value.file, bad_format.value.field) == (str(tmp_path / "t"), "size")
         assert "\n" not in str(bad_format.value)
+
+
+def test_what_is_never_replaced(wide: TinyModel, tmp_path: Path) -> None:
+    """A pipe, a device, the model itself by any name, an empty path; a link's target is written."""
+    model = tmp_path / "model.gguf"
+    model.write_bytes(wide.gguf.read_bytes())
+    before = model.read_bytes()
+    (tmp_path / "link.gguf").symlink_to(model)
+    os.link(model, tmp_path / "hard.gguf")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "good").symlink_to(tmp_path / "elsewhere" / "state")
+    with Sardine(model, n_ctx=64) as m:
+        m.eval(TOKENS[:4])
+        for name, why in (
+            ("model.gguf", "is the input"),
+            ("link.gguf", "is the input"),
+            ("hard.gguf", "is the input"),
+            ("fifo", "not a regular file"),
+            ("null", "not a regular file"),
+        ):
+            with pytest.raises(FormatError, match=why):
+                m.save_state(tmp_path / name)
+        with pytest.raises(FormatError, match="not a regular file"):
+            m.save_state("/dev/null")
+        with pytest.raises(ValueError, match="empty"):
+            m.save_state("")
+        for _ in range(2):  # a link to nothing, then to a file
+            m.save_state(tmp_path / "good")
+            assert (tmp_path / "elsewhere" / "state").read_bytes() == m.save_state()
+    assert (tmp_path / "good").is_symlink()
+    assert [f.name for f in (tmp_path / "elsewhere").iterdir()] == ["state"]
+    assert model.read_bytes() == before
+    assert (tmp_path / "fifo").is_fifo()
 
 
 def test_a_full_disk(wide: TinyModel) -> None:

@@ -254,14 +254,46 @@ def test_states_keep_the_settings(tiny: TinyModel, tmp_path: Path) -> None:
             assert other.n_tokens == 60
     with tiny.open(experts={"math": 1}) as m:
         bad = bytearray(m.save_state())
-    bad[72:76] = np.float32(2).tobytes()
+    bad[80:84] = np.float32(2).tobytes()
     from test_state import rebuilt
 
     with tiny.open() as m, pytest.raises(FormatError, match="do not sum to 1"):
         m.load_state(rebuilt(bytes(bad)))
-    bad[72:76] = np.float32("nan").tobytes()
+    bad[80:84] = np.float32("nan").tobytes()
     with tiny.open() as m, pytest.raises(FormatError, match="settings of experts are damaged"):
         m.load_state(rebuilt(bytes(bad)))
+
+
+@pytest.mark.parametrize("own", [{}, {"logic": 1}, {"code": "+1.5"}])
+@pytest.mark.parametrize("to_file", [False, True])
+def test_a_saved_state_keeps_the_contexts_own_settings(
+    tiny: TinyModel, tmp_path: Path, own: Any, to_file: bool
+) -> None:
+    """After a call with others, with which the tokens were computed: what follows is as without saving."""
+    call: Any = {"experts": {"math": 1}, "temperature": 0, "max_tokens": 6}
+
+    def follows(m: Sardine) -> list[Any]:
+        """Tokens that a further call with the same settings reuses, then the context's own."""
+        again = m.start([*TOKENS[:30], 9], **call)
+        list(again)
+        return [again.timings.cached_tokens, again.tokens, m.experts, m.eval(TOKENS[:20])]
+
+    with tiny.open(experts=own) as m:
+        settings = m.experts
+        list(m.start(TOKENS[:30], **{**call, "max_tokens": 1}))
+        assert m.experts == settings
+        state = m.save_state()
+        m.save_state(tmp_path / "s.state")
+        expected = follows(m)
+    assert expected[0] == 30
+    for start in ({"science": 1}, {}, own):
+        with tiny.open(experts=start) as m:
+            m.eval([1, 2])
+            m.load_state(tmp_path / "s.state" if to_file else state)
+            assert m.experts == settings
+            assert m.n_tokens == 30
+            for a, b in zip(follows(m), expected, strict=True):
+                np.testing.assert_array_equal(a, b)
 
 
 def test_off_and_plain_bases_refuse_settings(tiny: TinyModel) -> None:

@@ -47,7 +47,7 @@ class Script:
     def accept_prompt(self, tokens: list[int]) -> None:
         self.accepted += tokens
 
-    def sample(self, _: object) -> int:
+    def sample(self, *_: object) -> int:
         self.asked += 1
         return next(self._tokens)
 
@@ -63,8 +63,7 @@ def scripted(
     assert think == (THINK, END_THINK)
     return Generation(
         TokenLoop(
-            model.model,
-            model.session,
+            model,
             list(prompt),
             Script(tokens),  # type: ignore[arg-type]
             think=think,
@@ -172,6 +171,63 @@ def test_never_more_than_the_budget(choices: list[int], budget: int) -> None:
         assert stream == choices
     else:
         assert spent <= budget
+
+
+@pytest.mark.parametrize("budget", [0, 1, 3])
+def test_thoughts_asked_for_again_and_again(model: Sardine, budget: int) -> None:
+    """A model that always wants to think: [THINK] inside of thoughts is one, and none are opened after."""
+    g = scripted(model, [THINK] * 1000, budget, max_tokens=100)
+    assert channels(g)["content"] == ""
+    # The last one that it asks for must not come, and there is nothing else.
+    assert g.tokens == [THINK, *[THINK] * budget, END_THINK]
+    assert g.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("budget", [0, 2])
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1.0, "seed": 1}])
+@pytest.mark.parametrize("split", ["auto", "none"])
+def test_a_bias_towards_thoughts(
+    model: Sardine, budget: int, sampling: dict[str, Any], split: Any
+) -> None:
+    """Through the real sampler: with the budget spent the answer goes on without [THINK], to its end."""
+    g = model.start_chat(
+        USER,
+        max_tokens=30,
+        reasoning_budget=budget,
+        reasoning_format=split,
+        logit_bias={THINK: 1e6, EOS: -1e9},
+        **sampling,
+    )
+    out = channels(g)
+    assert g.tokens[: budget + 2] == [THINK, *[THINK] * budget, END_THINK]
+    assert len(g.tokens) == 30
+    assert not {THINK, EOS} & set(g.tokens[budget + 2 :])
+    assert out["content"] != ""
+
+
+def test_where_only_thoughts_may_come(model: Sardine) -> None:
+    """A bias that leaves no other token: the answer ends instead of going round in circles."""
+    never = {t: float("-inf") for t in range(model.n_vocab()) if t != THINK}
+    g = model.start_chat(USER, reasoning_budget=0, logit_bias=never)
+    channels(g)
+    assert g.tokens == [THINK, END_THINK]
+    assert g.finish_reason == "stop"
+
+
+def test_the_budget_is_one_for_all_thoughts(model: Sardine) -> None:
+    """What was thought before counts; thoughts that a prompt opened do too."""
+    words = ids(model, "one two three four")
+    script = [THINK, words[0], END_THINK, words[1], THINK, THINK, END_THINK, words[2], THINK, EOS]
+    g = scripted(model, script, 2)
+    channels(g)
+    assert g.tokens == [
+        *[THINK, words[0], END_THINK, words[1], THINK, THINK, END_THINK],
+        END_THINK,  # which the model also chose, as it was forced
+        words[2],
+    ]
+    inside = scripted(model, [words[0], THINK], 1, (1, THINK))
+    channels(inside)
+    assert inside.tokens == [words[0], END_THINK]
 
 
 def test_whole_path(thinker: Path) -> None:

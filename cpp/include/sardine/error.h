@@ -67,6 +67,12 @@ class BusyError : public Error {
     using Error::Error;
 };
 
+// Another call has changed what the context holds since it was claimed.
+class ContextChanged : public Error {
+ public:
+    using Error::Error;
+};
+
 // The evaluation was interrupted; the session is as it was before the interrupted batch.
 class Cancelled : public Error {
  public:

@@ -48,25 +48,37 @@ class Session {
     int64_t n_batch() const;
     int n_threads() const { return n_threads_; }
     DeltaMode mode() const { return mode_; }
-    double memory_bytes();  // keys, values and compute buffers
 
     // What was done so far.
     struct Counts {
         int64_t tokens = 0, batches = 0, graphs = 0;  // evaluated, evaluated, built
         int64_t nodes = 0;                            // of the last batch's graph
     };
-    Counts counts() const;
+    // Facts that any thread may ask for at any time, also during an eval: as of the last batch.
+    struct Facts {
+        int64_t n_tokens = 0;     // that the context holds
+        double memory_bytes = 0;  // keys, values and compute buffers
+        Counts counts;
+    };
+    Facts facts() const;
+
+    // Who uses the context. Each call that changes what it holds makes it no one's. A longer use claims it
+    // and hands the number that it got to its calls, which throw ContextChanged if anything came between.
+    using Claim = std::optional<uint64_t>;
+    uint64_t claim() { return ++claim_; }
+    void check_claim(Claim claim) const;
 
     // Appends tokens. all_logits, if not null, receives [n, n_vocab] floats. On any error the context is as
     // before. A cancel() after n_cancels() was `since` stops it, by default one from now on. Throws
-    // ContextOverflow, InvalidArgument, Cancelled, InsufficientMemory.
-    void eval(std::span<const int32_t> tokens, float* all_logits, std::optional<uint64_t> since = {});
+    // ContextChanged, ContextOverflow, InvalidArgument, Cancelled, InsufficientMemory.
+    void eval(std::span<const int32_t> tokens, float* all_logits, std::optional<uint64_t> since = {},
+              Claim claim = {});
 
     // Throws what eval would for these tokens, without evaluating.
     void check(std::span<const int32_t> tokens) const;
 
     // Forgets all but the first n tokens.
-    void truncate(int64_t n);
+    void truncate(int64_t n, Claim claim = {});
     const std::vector<int32_t>& tokens() const { return tokens_; }
 
     // Logits after the last token [n_vocab]; empty before the first eval and after a truncation.
@@ -86,16 +98,16 @@ class Session {
 
     // Changes the choice of experts. What the context holds was computed with others, so a change empties it.
     // Throws InvalidArgument, for any steering but none in mode off; InsufficientMemory.
-    void steer(Steering steering);
+    void steer(Steering steering, Claim claim = {});
     const Steering& steering() const { return steering_; }
 
-    // The tokens with their keys, values and last logits, and the steering that made them, as
-    // session_state.cpp lays them out. load() gives the context that save() saw, bit for bit; on an error in
-    // the data it changes nothing, on one in reading it empties the context. Throws FormatError,
-    // ContextOverflow, IoError.
-    uint64_t state_bytes() const;
-    void save(StateWriter& out) const;
-    void load(StateReader& in);
+    // The tokens with their keys, values and last logits, the steering that made them and, for the one who
+    // loads it, one more (of its own, from which this one may differ), as session_state.cpp lays them out.
+    // load() gives the context that save() saw, bit for bit; on an error in the data it changes nothing, on
+    // one in reading it empties the context. Throws FormatError, ContextOverflow, IoError.
+    uint64_t state_bytes(const Steering& own) const;
+    void save(StateWriter& out, const Steering& own) const;
+    Steering load(StateReader& in);
 
     // From now on, or no longer, measures where the time goes; profile() is what was found since the last
     // set_profile(true), empty before: nanoseconds by kind of node.
@@ -114,6 +126,9 @@ class Session {
  private:
     void run(std::span<const int32_t> tokens, bool want_all, float* all_logits, int64_t routed_before);
     bool should_stop(int ith);
+    void use(Claim claim);
+    void forget(int64_t n);
+    void publish();
 
     std::shared_ptr<const Model> model_;
     int n_threads_ = 0;
@@ -126,6 +141,9 @@ class Session {
     Steering steering_;
     bool keep_router_logits_ = false;
     Counts counts_;
+    uint64_t claim_ = 0;
+    mutable std::mutex facts_mutex_;  // held for a copy only
+    Facts facts_;
     std::atomic<uint64_t> n_cancels_{0};
     uint64_t since_ = 0;
     std::atomic<bool> stopped_{false};

@@ -48,32 +48,24 @@ void DeviceProgram::launch_route(const Ffn& f) {
     launch([a](device::Device& d) { return d.route(a); });
 }
 
-void DeviceProgram::launch_halve(const ggml_tensor* x) {
-    const device::HalveArgs a{.x = floats(x),
-                              .x_stride = x->ne[0],
-                              .n_tokens = static_cast<int32_t>(shape.n_tokens),
-                              .n_cols = static_cast<int32_t>(x->ne[0]),
-                              .half = static_cast<uint16_t*>(half_->data),
-                              .scale = floats(half_scale_)};
-    launch([a](device::Device& d) { return d.halve(a); });
-}
-
 // In place on y; `routes` null: the shared part alone.
-void DeviceProgram::launch_tiles(const device::Delta& delta, ggml_tensor* y, const float* routes) {
+void DeviceProgram::launch_tiles(const device::Delta& delta, const ggml_tensor* x, ggml_tensor* y,
+                                 const float* routes) {
     const auto n = static_cast<int32_t>(shape.n_tokens), k = static_cast<int32_t>(routes ? c_->k : 0);
     const int32_t n_tiles =
         static_cast<int32_t>(routes ? tiles_->ne[1] : (n + device::kTileTokens - 1) / device::kTileTokens);
     device::TilesArgs a{.delta = delta,
                         .y = floats(y),
-                        .half = static_cast<const uint16_t*>(half_->data),
-                        .half_scale = floats(half_scale_),
+                        .x = floats(x),
+                        .x_stride = x->ne[0],
                         .n_tokens = n,
                         .n_tiles = n_tiles,
                         .k = k,
                         .j = 0,
                         .routes = routes,
                         .tokens = nullptr,
-                        .tiles = nullptr};
+                        .tiles = nullptr,
+                        .stage_columns = 0};
     for (; a.j < std::max(k, 1); ++a.j) {
         if (routes) {
             a.tokens = static_cast<const int32_t*>(tokens_->data) + static_cast<int64_t>(a.j) * n;
@@ -139,15 +131,14 @@ ggml_tensor* DeviceProgram::with_tiles(const Ffn& f) {
                                   .tiles = static_cast<device::Tile*>(tiles_->data)};
         launch([a](device::Device& d) { return d.group(a); });
     }
-    if (gate_acts || up_acts) launch_halve(ffn_in_);
     next_graph();
     ggml_tensor* gate = ggml_mul_mat(ctx, f.w.ffn_gate, ffn_in_);
     ggml_tensor* up = ggml_mul_mat(ctx, f.w.ffn_up, ffn_in_);
     if (gate_acts || up_acts) {
         store(gate, gate_);
         store(up, up_);
-        if (gate_acts) launch_tiles(f.x.gate, gate_, routes);
-        if (up_acts) launch_tiles(f.x.up, up_, routes);
+        if (gate_acts) launch_tiles(f.x.gate, ffn_in_, gate_, routes);
+        if (up_acts) launch_tiles(f.x.up, ffn_in_, up_, routes);
         next_graph();
         gate = gate_;
         up = up_;
@@ -157,8 +148,7 @@ ggml_tensor* DeviceProgram::with_tiles(const Ffn& f) {
     ggml_tensor* y = ggml_mul_mat(ctx, f.w.ffn_down, hidden);
     if (down_acts) {
         store(y, down_);
-        launch_halve(hidden_ffn_);
-        launch_tiles(f.x.down, down_, routes);
+        launch_tiles(f.x.down, hidden_ffn_, down_, routes);
         next_graph();
         y = down_;
     }

@@ -153,8 +153,6 @@ void DeviceProgram::make_leaves() {
     gain_ = leaf(GGML_TYPE_F32, 1, n);
     if (n <= kRowsTokens) return;
     const auto tokens = static_cast<int32_t>(n), experts = static_cast<int32_t>(n_experts);
-    half_ = leaf(GGML_TYPE_F16, device::half_stride(std::max(h.n_embd, h.n_ff)), n);
-    half_scale_ = leaf(GGML_TYPE_F32, n);
     tokens_ = leaf(GGML_TYPE_I32, n, std::max<int64_t>(c_->k, 1));
     tiles_ = leaf(GGML_TYPE_I32, 3, device::max_tiles(tokens, experts), std::max<int64_t>(c_->k, 1));
 }

@@ -110,8 +110,7 @@ class DeviceProgram {
     ggml_tensor* with_tiles(const Ffn& f);
     void make_leaves();
     void launch_route(const Ffn& f);
-    void launch_tiles(const device::Delta& delta, ggml_tensor* y, const float* routes);
-    void launch_halve(const ggml_tensor* x);
+    void launch_tiles(const device::Delta& delta, const ggml_tensor* x, ggml_tensor* y, const float* routes);
 
     const DeviceContext* c_;
     Arena arena_;
@@ -123,8 +122,8 @@ class DeviceProgram {
 
     // Used by every layer in turn.
     ggml_tensor *residual_ = nullptr, *ffn_in_ = nullptr, *gate_ = nullptr, *up_ = nullptr,
-                *hidden_ffn_ = nullptr, *down_ = nullptr, *gain_ = nullptr, *half_ = nullptr,
-                *half_scale_ = nullptr, *tokens_ = nullptr, *tiles_ = nullptr;
+                *hidden_ffn_ = nullptr, *down_ = nullptr, *gain_ = nullptr, *tokens_ = nullptr,
+                *tiles_ = nullptr;
 };
 
 }  // namespace sardine
