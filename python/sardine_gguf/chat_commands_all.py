@@ -4,7 +4,7 @@
 from sardine_gguf import chat_commands_talk  # noqa: F401
 from sardine_gguf import chat_commands_files  # noqa: F401
 from sardine_gguf import chat_commands_show  # noqa: F401
-from sardine_gguf import chat_experts  # noqa: F401
+from sardine_gguf import chat_commands_experts  # noqa: F401
 from sardine_gguf import chat_commands_end  # noqa: F401
 # isort: on
 

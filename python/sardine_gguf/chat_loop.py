@@ -325,7 +325,8 @@ class Chat:
             except KeyboardInterrupt:  # outside of the answer itself
                 self.say("(stopped)")
             except (SardineError, ValueError, OSError, MemoryError) as e:
-                hint = "; /clear starts over" if isinstance(e, ContextOverflow) else ""
+                full = "; /clear starts over, and -c N at the start gives more room"
+                hint = full if isinstance(e, ContextOverflow) else ""
                 self.say(f"error: {error_text(e)}{hint}")
             self._autosave()
             if single_turn and self.last is not before:
