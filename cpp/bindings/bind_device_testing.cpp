@@ -1,4 +1,5 @@
 // The GPU's kernels in their emulation, for tests.
+#include <ggml-cpu.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -255,6 +256,24 @@ void bind_device_testing(py::module_& m) {
           "From now on the CPU plays a GPU with so much free memory, kernels emulated; 0 ends it. flash: "
           "whether "
           "it has flash attention.");
+    m.def(
+        "emulated_counts",
+        [] {
+            const EmulatedCounts c = emulated_counts();
+            return std::map<std::string, int64_t>{
+                {"launches", c.launches}, {"orders", c.orders}, {"waits", c.waits}, {"paces", c.paces}};
+        },
+        "Of all emulated devices: launches, orders of one stream after the other, waits of the host, and "
+        "its looks at how far a batch is.");
+    m.def("fail_emulated_launch", &fail_emulated_launch, py::arg("after"), py::arg("late"),
+          "The launch after so many others fails, at once or as an asynchronous error.");
+    m.def(
+        "open_kernels",
+        [](const std::string& path) {
+            const ggml_backend_ptr backend(ggml_backend_cpu_init());
+            open_kernels(path, backend.get());
+        },
+        py::arg("path"), "Loads a library of kernels, which gets no GPU.");
     m.def(
         "failing_launch",
         [] {

@@ -82,9 +82,11 @@ void bind_system(py::module_& m) {
             out["ggml_has_cuda"] = f.ggml_has_cuda;
             out["has_kernels"] = f.has_kernels;
             out["kernels_path"] = path_str(f.kernels_path);
+            out["kernels_error"] = lenient_str(f.kernels_error);
             return out;
         },
-        "devices (name, free and total bytes), ggml_has_cuda, has_kernels, kernels_path; opens none.");
+        "devices (name, free and total bytes), ggml_has_cuda, has_kernels, kernels_path, "
+        "kernels_error (\"\" if they can be loaded or are missing); opens no GPU.");
     m.def(
         "available_memory", [] { return available_memory(); },
         "Bytes that can be allocated without swapping.");

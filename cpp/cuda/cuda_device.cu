@@ -28,6 +28,8 @@ class CudaDevice : public Launches<CudaDevice> {
             cudaStreamSynchronize(stream_);
             cudaStreamDestroy(stream_);
         }
+        for (cudaEvent_t e : steps_)
+            if (e) cudaEventDestroy(e);
         for (ggml_backend_event_t e : {theirs_, ours_})
             if (e) ggml_backend_event_free(e);
     }
@@ -57,6 +59,10 @@ class CudaDevice : public Launches<CudaDevice> {
         if (const char* e =
                 checked(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a new stream"))
             return e;
+        for (cudaEvent_t& e : steps_)
+            if (const char* text =
+                    checked(cudaEventCreateWithFlags(&e, cudaEventDisableTiming), "a new event"))
+                return text;
         return self_check();
     }
 
@@ -78,6 +84,14 @@ class CudaDevice : public Launches<CudaDevice> {
         return nullptr;
     }
     const char* synchronize() override { return checked(cudaStreamSynchronize(stream_), "the kernels"); }
+
+    // The event of kStepsAhead steps ago takes the place of this step's; one that was never recorded is over.
+    const char* keep_pace() override {
+        cudaEvent_t e = steps_[next_step_];
+        next_step_ = (next_step_ + 1) % kStepsAhead;
+        if (const char* text = checked(cudaEventSynchronize(e), "the kernels")) return text;
+        return checked(cudaEventRecord(e, stream_), "cudaEventRecord");
+    }
 
     // ggml-cuda's stream joins the capture by waiting for an event of ours, and leaves it by ours waiting for
     // one of its.
@@ -158,6 +172,8 @@ class CudaDevice : public Launches<CudaDevice> {
     cudaStream_t stream_ = nullptr;
     cudaGraphExec_t graph_ = nullptr;
     int device_ = 0;
+    cudaEvent_t steps_[kStepsAhead] = {};
+    int next_step_ = 0;
     bool events_ = false;
     Limits limits_;
     char text_[512] = {};
@@ -166,14 +182,13 @@ class CudaDevice : public Launches<CudaDevice> {
 }  // namespace
 }  // namespace sardine::device
 
+extern "C" __attribute__((visibility("default"))) uint32_t sardine_device_version() {
+    return sardine::device::kDeviceVersion;
+}
+
 extern "C" __attribute__((visibility("default"))) sardine::device::Device* sardine_open_device(
-    uint32_t version, ggml_backend_t backend, char* error, size_t size) {
+    ggml_backend_t backend, char* error, size_t size) {
     using namespace sardine::device;
-    if (version != kDeviceVersion) {
-        std::snprintf(error, size, "the kernels' library has version %u, and version %u is needed",
-                      kDeviceVersion, version);
-        return nullptr;
-    }
     auto device = std::make_unique<CudaDevice>(backend);
     if (const char* e = device->open()) {
         std::snprintf(error, size, "%s", e);

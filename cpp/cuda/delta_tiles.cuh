@@ -11,9 +11,8 @@ namespace sardine::device {
 
 constexpr int kGroupThreads = 256;
 constexpr size_t kGroupBytes = sizeof(int32_t) * 3 * 256;
-constexpr int kTileThreads = 1024;
+constexpr int kTileThreads = 1024;  // at most
 constexpr int kWarpRows = 16;
-constexpr int kTileRows = kTileThreads / grid::kWarp * kWarpRows;
 constexpr int kEntries = 64;  // positions of a warp's rows, waiting in shared memory
 
 // A position: its value and its column in the stage.
@@ -25,13 +24,18 @@ struct alignas(8) Entry {
 struct alignas(8) Pair {
     float x, y;
 };
-constexpr size_t tile_bytes(int stage_columns) {
-    return sizeof(Pair) * stage_columns * kTileTokens / 2 +
-           kTileThreads / grid::kWarp * kEntries * sizeof(Entry);
+constexpr size_t tile_bytes(int stage_columns, int threads) {
+    return sizeof(Pair) * stage_columns * kTileTokens / 2 + threads / grid::kWarp * kEntries * sizeof(Entry);
+}
+// Threads of a block: a power of two of warps, no more than a matrix of so many rows keeps busy.
+constexpr int tile_threads(int n_rows) {
+    int threads = grid::kWarp;
+    while (threads < kTileThreads && threads / grid::kWarp * kWarpRows < n_rows) threads *= 2;
+    return threads;
 }
 // Columns staged at a time: every device has the memory for the fewer ones without asking.
 constexpr int kFewColumns = 128, kManyColumns = 256;
-static_assert(tile_bytes(kFewColumns) <= 48 * 1024);
+static_assert(tile_bytes(kFewColumns, kTileThreads) <= 48 * 1024);
 static_assert(kFewColumns % (4 * kTileThreads / grid::kWarp) == 0, "four columns a warp and step");
 
 // One block for each j.
@@ -98,7 +102,7 @@ SARDINE_DEVICE void stage_columns(const TilesArgs& a, int t0, int t1, int first,
     const bool aligned = a.x_stride % 4 == 0 && first % 4 == 0;
     const float* x0 = a.x + most(t0, 0) * a.x_stride + first;
     const float* x1 = a.x + most(t1, 0) * a.x_stride + first;
-    const int share = a.stage_columns / (kTileThreads / grid::kWarp);
+    const int share = a.stage_columns / (grid::n_threads() / grid::kWarp);
     for (int c = warp * share; c < (warp + 1) * share; c += 4) {
         float v0[4], v1[4];
         load_columns(x0 + c, t0 >= 0 ? width - c : 0, aligned, v0);
@@ -167,10 +171,11 @@ SARDINE_DEVICE void add_staged(const TilesArgs& a, const Values& values, float s
     }
 }
 
-// Block (x, y): tile x of the rows [y * kTileRows, ...). Neighbours in x share rows, whose y stays in the
+// Block (x, y): tile x and the y-th rows, kWarpRows a warp. Neighbours in x share rows, whose y stays in the
 // cache.
 SARDINE_KERNEL void SARDINE_BOUNDS(kTileThreads) delta_tiles(TilesArgs a) {
     const int lane = grid::thread() % grid::kWarp, warp = grid::thread() / grid::kWarp;
+    const int n_warps = grid::n_threads() / grid::kWarp;
     const Delta& d = a.delta;
     const int first_token = grid::block_x() * kTileTokens;
     Tile tile = {-1, first_token, least(kTileTokens, a.n_tokens - first_token)};
@@ -184,9 +189,9 @@ SARDINE_KERNEL void SARDINE_BOUNDS(kTileThreads) delta_tiles(TilesArgs a) {
     const float scale = tile.expert >= 0 ? d.scale[tile.expert] : 0.0f;
 
     auto* entries = reinterpret_cast<Entry*>(grid::shared_memory()) + warp * kEntries;
-    auto* stage = reinterpret_cast<Pair*>(reinterpret_cast<Entry*>(grid::shared_memory()) +
-                                          kTileThreads / grid::kWarp * kEntries);
-    const int first_row = grid::block_y() * kTileRows + warp * kWarpRows;
+    auto* stage =
+        reinterpret_cast<Pair*>(reinterpret_cast<Entry*>(grid::shared_memory()) + n_warps * kEntries);
+    const int first_row = (grid::block_y() * n_warps + warp) * kWarpRows;
     const bool has_row = lane < kWarpRows && first_row + lane < d.n_rows;
     float sums[kWarpRows][2] = {};
     for (int b = 0; b < d.n_blocks; ++b) {
@@ -199,8 +204,8 @@ SARDINE_KERNEL void SARDINE_BOUNDS(kTileThreads) delta_tiles(TilesArgs a) {
             stage_columns(a, t0, t1, block_col + col, width - col, stage);
             grid::sync_block();
             // Columns of a row differ, so a stage holds at most as many positions of it as it has columns.
-            const int end = first_at_least(d.col, begin, least(row_end, begin + a.stage_columns),
-                                           col + a.stage_columns);
+            const int end =
+                first_at_least(d.col, begin, least(row_end, begin + a.stage_columns), col + a.stage_columns);
             add_staged(a, values, scale, begin, end, col, stage, entries, sums);
             begin = end;
         }

@@ -15,6 +15,9 @@
 
 namespace sardine::device {
 
+// A layer of experts has at most four steps.
+constexpr int kStepsAhead = 4;
+
 class Device {
  public:
     virtual ~Device() = default;
@@ -24,6 +27,9 @@ class Device {
     virtual const char* backend_waits() = 0;
     // Waits until all launches have ended, and tells of one that failed.
     virtual const char* synchronize() = 0;
+    // Between the steps of a batch: waits until no more than kStepsAhead of them are queued, so that a stop
+    // takes effect soon. Never in decoding.
+    virtual const char* keep_pace() = 0;
 
     virtual const char* route(const RouteArgs& a) = 0;
     virtual const char* group(const GroupArgs& a) = 0;
@@ -40,8 +46,9 @@ class Device {
 // Rises with every change of this file, launch.h or views.h.
 constexpr uint32_t kDeviceVersion = 2;
 
-// What the library exports as sardine_open_device. Null on failure, with the reason in `error`. The backend
-// must outlive the device.
-using OpenDevice = Device* (*)(uint32_t version, ggml_backend* backend, char* error, size_t size);
+// What the library exports as sardine_device_version and sardine_open_device. Null on failure, with the
+// reason in `error`. The backend must outlive the device.
+using DeviceVersion = uint32_t (*)();
+using OpenDevice = Device* (*)(ggml_backend* backend, char* error, size_t size);
 
 }  // namespace sardine::device

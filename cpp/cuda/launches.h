@@ -58,15 +58,16 @@ class Launches : public Device {
             {.x = s.n_blocks, .y = a.n_tokens, .threads = s.n_warps * grid::kWarp, .shared = s.shared}, args);
     }
     const char* delta_tiles(const TilesArgs& a) override {
-        const int rows = (a.delta.n_rows + kTileRows - 1) / kTileRows;
+        const int threads = tile_threads(a.delta.n_rows);
+        const int rows = threads / grid::kWarp * kWarpRows;
         TilesArgs args = a;
         args.stage_columns =
-            tile_bytes(kManyColumns) <= self().limits().shared_block ? kManyColumns : kFewColumns;
+            tile_bytes(kManyColumns, threads) <= self().limits().shared_block ? kManyColumns : kFewColumns;
         return self().run(device::delta_tiles,
                           {.x = a.n_tiles,
-                           .y = rows,
-                           .threads = kTileThreads,
-                           .shared = tile_bytes(args.stage_columns)},
+                           .y = (a.delta.n_rows + rows - 1) / rows,
+                           .threads = threads,
+                           .shared = tile_bytes(args.stage_columns, threads)},
                           args);
     }
 

@@ -112,6 +112,10 @@ Engine::Engine(const Model& m, const EngineOptions& o)
     if (n_batch_ > 1) batch_.reserve(context_, shape(n_batch_, n_ctx_ - n_batch_, false));
 }
 
+Engine::~Engine() {
+    if (device_ && cache_ && device_->is_forked()) cache_->abandon();
+}
+
 void Engine::reserve_scratch(int64_t k) {
     const bool sparse = mode_ == DeltaMode::sparse;
     for (const LayerOps& ops : context_.layer_ops)

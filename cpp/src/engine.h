@@ -52,6 +52,7 @@ class Engine {
  public:
     // Throws InsufficientMemory, with the bytes needed and available, before the cache is allocated.
     Engine(const Model& m, const EngineOptions& o);
+    ~Engine();
     Engine(const Engine&) = delete;
 
     int64_t n_ctx() const { return n_ctx_; }

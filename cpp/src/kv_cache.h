@@ -26,6 +26,11 @@ class KvCache {
     // Of n_layers layers, in double: a request may exceed any integer.
     static double bytes(const HParams& h, int64_t n_ctx, ggml_type type, int64_t n_layers);
 
+    // Leaves the memory as it is for good: in a forked child a device's cannot be freed.
+    void abandon() {
+        for (ggml_backend_buffer_ptr& b : buffers_) static_cast<void>(b.release());
+    }
+
  private:
     ggml_type type_;
     std::vector<ggml_tensor*> k_, v_;

@@ -46,6 +46,7 @@ Model::Model(const std::string& path, const ModelOptions& options)
         if (n == 0) return;
     }
     if (n == kAllLayers || n > all) n = all;
+    check_gpu_weights(weights_, hparams_, n, gpu->free_memory());
     device_weights_ = std::make_unique<DeviceWeights>(weights_, hparams_, all - n, *gpu);
     gpu_ = gpu->name();
 }

@@ -263,6 +263,7 @@ uint64_t Session::state_bytes(const Steering& own) const {
 }
 
 void Session::save(StateWriter& out, const Steering& own) const {
+    if (engine_->device()) engine_->device()->check_process();
     const KvCache& cache = engine_->cache();
     StateHeader h = header_of(*model_, mode_, cache.type());
     fill_counts(h, steering_, own, tokens_.size(), last_logits_.size());
@@ -294,6 +295,7 @@ void Session::save(StateWriter& out, const Steering& own) const {
 }
 
 Steering Session::load(StateReader& in) {
+    if (engine_->device()) engine_->device()->check_process();
     const int64_t n_experts = mode_ == DeltaMode::off ? 0 : model_->experts().expert_count;
     StateLoader loader(in, header_of(*model_, mode_, engine_->cache().type()), n_experts, n_ctx());
     loader.verify();

@@ -133,6 +133,8 @@ def gpu_support(found: dict[str, Any]) -> Check:
     if not found["has_kernels"]:
         finding = f"CPU; llama-cpp-python has CUDA, but {found['kernels_path']} is missing"
         return Check("devices", "warning", finding, rebuild)
+    if found["kernels_error"]:
+        return Check("devices", "error", f"CPU; {found['kernels_error']}", rebuild)
     if not gpus:
         finding = "CPU; built for CUDA, but ggml finds no GPU"
         return Check(

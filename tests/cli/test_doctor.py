@@ -121,6 +121,7 @@ def test_gpus() -> None:
         "ggml_has_cuda": False,
         "has_kernels": False,
         "kernels_path": "/x/k.so",
+        "kernels_error": "",
     }
     check = gpu_support(nothing)
     assert (check.status, "n_gpu_layers must be 0" in check.finding) == ("ok", True)
@@ -134,6 +135,10 @@ def test_gpus() -> None:
     assert (check.status, "no GPU" in check.finding) == ("warning", True)
     check = gpu_support({**both, "devices": [("RTX", 3 << 30, 4 << 30)]})
     assert (check.status, check.finding) == ("ok", "CPU, RTX (3.0 of 4.0 GiB free)")
+    stale = "/x/k.so has version 1 of the kernels"
+    check = gpu_support({**both, "devices": [("RTX", 3 << 30, 4 << 30)], "kernels_error": stale})
+    assert (check.status, check.finding) == ("error", f"CPU; {stale}")
+    assert "SARDINE_CUDA=ON" in check.remedy
 
 
 SCRIPTS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][

@@ -1,12 +1,38 @@
-"""Models that many tests read, converted once."""
+"""Models that many tests read, converted once.
+
+With SARDINE_TEST_GPU=cuda every model that a test opens without saying where has all its layers on the GPU,
+with SARDINE_TEST_GPU=emulated on one that the CPU plays (docs/gpu.md names the files of tests for it).
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from models import EXAMPLE, TinyModel, make_model
+from sardine_gguf import Sardine, _native
 from sardine_gguf.convert import write_base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def all_layers_on_the_gpu() -> Iterator[None]:
+    """Changes the default of n_gpu_layers, if SARDINE_TEST_GPU asks for it."""
+    kind = os.environ.get("SARDINE_TEST_GPU", "")
+    if not kind:
+        yield
+        return
+    assert kind in ("cuda", "emulated"), f"SARDINE_TEST_GPU is {kind!r}, expected cuda or emulated"
+    defaults = Sardine.__init__.__kwdefaults__
+    assert defaults["n_gpu_layers"] == 0
+    if kind == "emulated":
+        _native.emulate_gpu(1 << 34)
+    defaults["n_gpu_layers"] = "all"
+    yield
+    defaults["n_gpu_layers"] = 0
+    if kind == "emulated":
+        _native.emulate_gpu(0)
 
 
 @pytest.fixture(scope="session")

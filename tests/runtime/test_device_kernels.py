@@ -1,9 +1,8 @@
 """The GPU's kernels, compiled for the CPU and run on an emulated grid of threads, against scipy in float64.
 
-The row kernel sums products in another order than the CPU's, which the bound of test_kernels.py covers; the
-base that it adds to costs one more rounding. The tile kernel reads the activations as f16 with a power of two
-of each token's own: x is rounded by at most 2^-11 of itself or, below f16's normal numbers, by 2^-25 of
-2^-14 of what the largest becomes, 2^10 at least.
+Both sum products in another order than the CPU's, which the bound of test_kernels.py covers; the base that a
+row kernel adds to costs one more rounding, and the tile kernel, which weighs an expert's sum and not its
+values, rounds no more often than that.
 """
 
 from __future__ import annotations
@@ -37,23 +36,16 @@ def check_rows(problem: Problem, **device: Any) -> None:
 
 
 def check_tiles(problem: Problem, **device: Any) -> None:
-    """Within what f16 activations cost."""
+    """Within what the order of the sums costs."""
     y, bound = problem.exact()
-    k = problem.routes.shape[1] // 2
-    x = problem.x.astype(np.float64)
-    lost = 2.0**-11 * abs(x) + 2.0**-49 * abs(x).max(axis=1, keepdims=True)
-    size = np.zeros_like(y)
-    for t, route in enumerate(problem.routes.astype(np.float64)):
-        for w, e in zip(route[:k], route[k:].astype(int), strict=True):
-            size[t] += abs(w) * (abs(problem.experts[e]) @ lost[t])
-        if problem.common is not None:
-            size[t] += abs(problem.common) @ lost[t]
     (found,) = run(problem, "tiles", **device)
-    assert (abs(found - y) <= 2 * bound + 1.01 * size).all()
+    assert (abs(found - y) <= bound).all()
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-@given(problems(), st.sampled_from(ORDERS), st.integers(1, 5), st.sampled_from([12288, 49152]))
+@given(
+    problems(), st.sampled_from(ORDERS), st.integers(1, 5), st.sampled_from([12288, 49152, 101376])
+)
 def test_random_shapes(
     problem: tuple[Problem, int], order: str, n_multiprocessors: int, shared_block: int
 ) -> None:
@@ -121,7 +113,7 @@ def test_same_bits_under_every_order() -> None:
 
 
 def test_large_and_small_activations() -> None:
-    """Beyond f16's range, and tokens of very different size in one tile."""
+    """Tokens of very different size in one tile, each as exact as alone."""
     problem = make_problem(
         np.random.default_rng(2).random((40, 600)) < 0.3, 65536, 3, 2, 70, "f32", 8
     )
@@ -134,14 +126,11 @@ def test_no_nan_from_other_tokens() -> None:
     """Infinite activations of one token do not reach the others of its tile."""
     problem = make_problem(np.ones((8, 40), bool), 65536, 2, 1, 70, "f32", 9)
     problem.x[3] = np.inf
-    y, _ = problem.exact()
+    y, bound = problem.exact()
     (found,) = run(problem, "tiles")
     assert np.isfinite(np.delete(found, 3, axis=0)).all()
-    # Sums of 40 terms of f16 activations: their sizes times 2^-11, and the largest sum has nearly that size.
-    expected = np.delete(y, 3, 0)
-    np.testing.assert_allclose(
-        np.delete(found, 3, 0), expected, rtol=0, atol=1e-3 * abs(expected).max()
-    )
+    expected, bound = np.delete(y, 3, 0), np.delete(bound, 3, 0)
+    assert (abs(np.delete(found, 3, 0) - expected) <= bound).all()
 
 
 def route(

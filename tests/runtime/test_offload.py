@@ -1,13 +1,15 @@
 """Layers on a GPU that the CPU plays: everything but CUDA's own launches runs as it would on one.
 
-The CPU's graphs are the reference. With f32 keys and values both differ in the order of sums, and, in batches
-of more than 8 tokens, in activations that the tile kernel reads as f16: each is off by at most 2^-11 of
-itself, about 2^-12.5 of the deltas' part of a product on the average of a sum's terms, which is no more than
-1e-7 in NMSE. Attention over f32 is f32 in both.
+The CPU's graphs are the reference. With f32 keys and values both differ in the order of sums alone, in single
+tokens and in batches. Attention over f32 is f32 in both.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from sardine_gguf import DeviceError, InsufficientMemory, Sardine, _native
 GIB = 1 << 30
 MODES = ("sparse", "gain", "off")
 MAX_NMSE = 1e-9
-MAX_NMSE_TILES = 1e-7
+MAX_NMSE_QUANTIZED = 1e-4
 TOKENS = random_tokens(150, seed=3)
 
 
@@ -47,14 +49,11 @@ def test_same_logits(tiny: TinyModel, mode: str, n_gpu_layers: int, n_batch: int
     """Whole or in part, in single tokens or batches; and the same experts."""
     expected, expected_routes = logits(tiny, mode)
     found, routes = logits(tiny, mode, n_gpu_layers=n_gpu_layers, n_batch=n_batch)
-    tiles = mode == "sparse" and n_batch > 8
-    assert nmse(found, expected) <= (MAX_NMSE_TILES if tiles else MAX_NMSE)
+    assert nmse(found, expected) <= MAX_NMSE
     np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
     if expected_routes:
         np.testing.assert_array_equal(routes[0], expected_routes[0])
-        np.testing.assert_allclose(
-            routes[1], expected_routes[1], rtol=0, atol=1e-3 if tiles else 1e-5
-        )
+        np.testing.assert_allclose(routes[1], expected_routes[1], rtol=0, atol=1e-5)
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -74,18 +73,15 @@ def test_kinds_of_files(workshop: Path, name: str) -> None:
     """Layers without experts between others, column blocks, value types, a tied output."""
     options = {"srde": {"density": 0.05}, **CASES[name]}
     model = make_model(workshop / f"offload-{name}", **options)
-    # Quantized products round activations to 8 bits, and a last bit of the deltas may tip one of them; where
-    # that changes an expert, the token and those after it are others.
-    quantized = name in ("q8_0", "f16")
+    # Quantized products round activations to 8 bits, and a last bit of the deltas may tip one of them.
+    bound = MAX_NMSE_QUANTIZED if name in ("q8_0", "f16") else MAX_NMSE
     for mode in MODES:
         for n_batch in (6, 150):
             expected, expected_routes = logits(model, mode, n_batch=n_batch)
             found, routes = logits(model, mode, n_batch=n_batch, n_gpu_layers="all")
-            bound = MAX_NMSE if n_batch == 6 else MAX_NMSE_TILES
-            if quantized:
-                same = mode == "off" or (routes[0] == expected_routes[0]).all()
-                bound = 1e-4 if same else 1e-3
             assert nmse(found, expected) <= bound
+            if expected_routes:
+                np.testing.assert_array_equal(routes[0], expected_routes[0])
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -123,7 +119,7 @@ def test_experts_steered(tiny: TinyModel) -> None:
                 m.session.keep_router_logits(True)
                 found.append((m.eval(TOKENS[:40]), m.routing(), m.session.router_logits()))
         (a, ra, la), (b, rb, lb) = found
-        assert nmse(b, a) <= MAX_NMSE_TILES
+        assert nmse(b, a) <= MAX_NMSE
         np.testing.assert_array_equal(ra[0], rb[0])
         np.testing.assert_allclose(la, lb, rtol=0, atol=1e-3)
 
@@ -143,7 +139,7 @@ def test_contexts_share_the_weights(tiny: TinyModel) -> None:
         with tiny.open(delta_mode="off") as expected:
             assert nmse(off, expected.eval(TOKENS[:50])) <= MAX_NMSE
         cpu.load_state(m.save_state())
-        assert nmse(cpu.eval(TOKENS[50:60]), m.eval(TOKENS[50:60])) <= MAX_NMSE_TILES
+        assert nmse(cpu.eval(TOKENS[50:60]), m.eval(TOKENS[50:60])) <= MAX_NMSE
         m.load_state(cpu.save_state())
         assert m.n_tokens == 60
 
@@ -157,7 +153,7 @@ def test_long_context(tiny: TinyModel) -> None:
         m.eval(tokens[:250])
         before = m.session.counts["graphs"]
         rows = [m.eval([t])[0] for t in tokens[250:]]
-        assert nmse(np.array(rows), expected[250:]) <= MAX_NMSE_TILES
+        assert nmse(np.array(rows), expected[250:]) <= MAX_NMSE
         assert (
             m.session.counts["graphs"] - before == 3
         )  # ours up to 256, ours beyond it, the embedding's
@@ -225,7 +221,7 @@ def test_without_flash_attention(tiny: TinyModel) -> None:
         _native.emulate_gpu(GIB, flash=False)
         for n_batch in (1, 150):
             found, _ = logits(tiny, "sparse", n_gpu_layers="all", n_batch=n_batch)
-            assert nmse(found, expected) <= MAX_NMSE_TILES
+            assert nmse(found, expected) <= MAX_NMSE
         with Sardine(tiny.gguf, n_gpu_layers="all") as m:
             assert nmse(m.eval(TOKENS), expected) <= 1e-5  # f16 keys and values
     finally:
@@ -238,3 +234,119 @@ def test_keys_and_values_q8_0(wide: TinyModel) -> None:
     tokens = random_tokens(100)
     with wide.open(kv_type="q8_0", n_gpu_layers="all") as m, wide.open(kv_type="q8_0") as cpu:
         assert nmse(m.eval(tokens), cpu.eval(tokens)) <= 1e-4
+
+
+def test_weights_that_do_not_fit(tiny: TinyModel) -> None:
+    """Refused before anything is copied, with the bytes needed and free."""
+    try:
+        _native.emulate_gpu(50_000)
+        with pytest.raises(
+            InsufficientMemory, match=r"n_gpu_layers 4 needs \d+ bytes .* 50000 bytes are"
+        ):
+            tiny.open(n_gpu_layers="all")
+    finally:
+        _native.emulate_gpu(0)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("n_tokens", [1, 40])
+@pytest.mark.parametrize("after", [0, 4])
+@pytest.mark.usefixtures("gpu")
+def test_a_failing_launch(tiny: TinyModel, late: bool, n_tokens: int, after: int) -> None:
+    """An exception that names the device, at once or when the error shows; the context is as before."""
+    with tiny.open(n_gpu_layers="all") as m, tiny.open(n_gpu_layers="all") as fresh:
+        for one in (m, fresh):
+            one.eval(TOKENS[:10])
+        _native.fail_emulated_launch(after, late)
+        with pytest.raises(DeviceError, match="emulated: the kernels: an emulated failure"):
+            m.eval(TOKENS[10 : 10 + n_tokens])
+        assert m.n_tokens == 10
+        for part in (TOKENS[10:11], TOKENS[11:60]):
+            np.testing.assert_array_equal(m.eval(part), fresh.eval(part))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_host_waits(workshop: Path, tiny: TinyModel) -> None:
+    """The host waits once a token, however many layers: none by layer; batches look how far they are after
+    every step, which is what lets a stop take effect."""
+
+    def counts(m: Sardine, tokens: list[int]) -> dict[str, int]:
+        before = _native.emulated_counts()
+        m.eval(tokens)
+        return {k: v - before[k] for k, v in _native.emulated_counts().items()}
+
+    deep = make_model(workshop / "offload-deep", base={"layers": 6}, srde={"density": 0.05})
+    for model, layers in ((tiny, 3), (deep, 6)):
+        with model.open(n_gpu_layers="all") as m:
+            m.eval(TOKENS[:20])
+            one, many = counts(m, TOKENS[20:21]), counts(m, TOKENS[21:60])
+        # By layer: the router with gate and up, and down; each is a part of ours between two of ggml's.
+        assert one == {"launches": 3 * layers, "orders": 4 * layers, "waits": 1, "paces": 0}
+        assert many["waits"] == 1
+        assert many["paces"] >= 3 * layers
+        with model.open(n_gpu_layers="all", delta_mode="off") as m:
+            m.eval(TOKENS[:20])
+            assert counts(m, TOKENS[20:21]) == {"launches": 0, "orders": 0, "waits": 1, "paces": 0}
+            assert counts(m, TOKENS[21:60])["paces"] >= layers
+
+
+@pytest.mark.usefixtures("gpu")
+def test_forked_child(tiny: TinyModel) -> None:
+    """CUDA does not survive a fork: the child gets an error and can close what it has; the parent goes on."""
+    with tiny.open(n_gpu_layers="all") as m, tiny.open() as cpu:
+        m.eval(TOKENS[:10])
+        cpu.eval(TOKENS[:10])
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                failed = 0
+                for call in (lambda: m.eval(TOKENS[:1]), m.save_state):
+                    try:
+                        call()
+                    except DeviceError as e:
+                        failed += "forked" in str(e)
+                m.close()
+                code = 0 if failed == 2 else 2
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert nmse(m.eval(TOKENS[10:20]), cpu.eval(TOKENS[10:20])) <= MAX_NMSE
+
+
+def test_libraries_of_kernels_that_do_not_fit(tmp_path: Path) -> None:
+    """Missing, no library, somebody else's, another version, and one whose device does not open."""
+    path = tmp_path / "libsardine_cuda.so"
+    with pytest.raises(DeviceError, match=r"is missing.*CMAKE_ARGS"):
+        _native.open_kernels(str(path))
+    path.write_bytes(b"no library")
+    with pytest.raises(
+        DeviceError, match=r"cannot load the CUDA kernels.*build sardine_gguf again"
+    ):
+        _native.open_kernels(str(path))
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    version = "unsigned sardine_device_version(void) { return %d; }\n"
+    device = """#include <string.h>
+        void* sardine_open_device(void* backend, char* error, unsigned long size) {
+            strncpy(error, "CUDA: cudaGetDeviceProperties: no driver", size);
+            return 0;
+        }"""
+    for name, code, message in (
+        ("other", "int nothing;", "is not this package's.*reinstall"),
+        (
+            "old",
+            version % 1 + device,
+            r"version 1 of the kernels, and version 2 is needed.*CMAKE_ARGS",
+        ),
+        (
+            "dead",
+            version % 2 + device,
+            "GPU cannot be used: CUDA: cudaGetDeviceProperties: no driver",
+        ),
+    ):
+        source, library = tmp_path / f"{name}.c", tmp_path / f"{name}.so"
+        source.write_text(code)
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+        with pytest.raises(DeviceError, match=message):
+            _native.open_kernels(str(library))

@@ -36,6 +36,13 @@ DeviceEngine::DeviceEngine(const HParams& h, const DeviceWeights& w, DeltaMode m
     for (Slot* s : {&single_, &batch_}) s->allocator.reset(ggml_gallocr_new(gpu_->buffer_type()));
 }
 
+// In a forked child this memory is CUDA's, which does not work there, so it is left alone.
+DeviceEngine::~DeviceEngine() {
+    if (!is_forked()) return;
+    for (Slot* s : {&single_, &batch_}) static_cast<void>(s->allocator.release());
+    for (ggml_backend_buffer_ptr* b : {&arena_, &steering_}) static_cast<void>(b->release());
+}
+
 double DeviceEngine::need(int64_t n_ctx, int64_t n_batch, ggml_type kv_type) const {
     const KvCache tensors(*h_, n_ctx, kv_type);
     DeviceContext c = context_;
@@ -149,8 +156,8 @@ void DeviceEngine::write_inputs(const DeviceProgram& p, const float* hidden, int
     set(p.kv_rows, rows_.data());
     set(p.mask, mask_.data());
     if (p.attn_scale) set(p.attn_scale, scale_.data());
-    const auto last = static_cast<int32_t>(n - 1);
-    if (p.last) ggml_backend_tensor_set(p.last, &last, 0, sizeof last);
+    last_ = static_cast<int32_t>(n - 1);
+    if (p.last) set(p.last, &last_);
 }
 
 // False if it was stopped.
@@ -173,6 +180,7 @@ bool DeviceEngine::launch(Slot& slot, DeviceProgram& p, const StopCheck& stop) {
 
 DeviceResult DeviceEngine::run(const float* hidden, int64_t n_tokens, int64_t n_past, bool all_logits,
                                const StopCheck& stop) {
+    check_process();
     Slot& slot = n_tokens == 1 ? single_ : batch_;
     DeviceProgram& p = program(
         slot, {.n_tokens = n_tokens, .n_kv = padded_positions(n_past + n_tokens), .all_logits = all_logits});
@@ -182,8 +190,16 @@ DeviceResult DeviceEngine::run(const float* hidden, int64_t n_tokens, int64_t n_
         single_.n_runs = 0;
     }
     write_inputs(p, hidden, n_past);
-    const bool done = launch(slot, p, stop);
+    bool done = false;
+    try {
+        done = launch(slot, p, stop);
+    } catch (...) {
+        gpu_->kernels().synchronize();  // what was queued reads our inputs
+        throw;
+    }
     ++slot.n_runs;
+    // Before ggml waits: what fails in a kernel of ours would end the process in ggml-cuda's own checks.
+    gpu_->check(gpu_->kernels().synchronize());
     // The recorded program has leaves and, in the same memory, nodes at the same addresses.
     auto get = [&](const ggml_tensor* t, std::vector<float>& to) -> const float* {
         if (!t) return nullptr;
@@ -201,12 +217,12 @@ DeviceResult DeviceEngine::run(const float* hidden, int64_t n_tokens, int64_t n_
         r.n_layers = ran.routes ? ran.routes->ne[2] : 0;
     }
     ggml_backend_synchronize(gpu_->backend());
-    gpu_->check(gpu_->kernels().synchronize());
     if (!done) throw Cancelled("the evaluation was cancelled");
     return r;
 }
 
 void DeviceEngine::change(DeltaMode mode, int64_t k, const Steering& steering, bool keep_router_logits) {
+    check_process();
     context_.mode = mode;
     context_.k = mode == DeltaMode::off ? 0 : k;
     context_.keep_router_logits = keep_router_logits;

@@ -41,6 +41,11 @@ class DeviceEngine {
     // As the engine's own; the programs are built anew.
     void change(DeltaMode mode, int64_t k, const Steering& steering, bool keep_router_logits);
 
+    ~DeviceEngine();
+    // Throws DeviceError in a process forked from the one that made this.
+    void check_process() const { gpu_->check_process(); }
+    bool is_forked() const { return gpu_->is_forked(); }
+
     const std::string& name() const { return gpu_->name(); }
     double bytes() const;  // allocated, but for keys and values
     int64_t n_built() const { return n_built_; }
@@ -67,6 +72,7 @@ class DeviceEngine {
     ggml_context_ptr steering_ctx_;
     ggml_backend_buffer_ptr arena_, steering_;
     Slot single_, batch_;
+    int32_t last_ = 0;
     std::vector<int32_t> positions_;
     std::vector<int64_t> rows_;
     std::vector<ggml_fp16_t> mask_;

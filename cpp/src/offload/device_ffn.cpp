@@ -164,7 +164,12 @@ ggml_tensor* DeviceProgram::feed_forward(int64_t il, ggml_tensor* h) {
     auto plain = [&] {
         ggml_tensor* gate = ggml_mul_mat(ctx, w.ffn_gate, x);
         ggml_tensor* hidden = ggml_swiglu_split(ctx, gate, ggml_mul_mat(ctx, w.ffn_up, x));
-        return ggml_add(ctx, ggml_mul_mat(ctx, w.ffn_down, hidden), h);
+        ggml_tensor* y = ggml_add(ctx, ggml_mul_mat(ctx, w.ffn_down, hidden), h);
+        if (shape.n_tokens <= kRowsTokens) return y;
+        // A batch can be stopped between layers: one graph each.
+        store(y, this->hidden);
+        next_graph();
+        return this->hidden;
     };
     if (!has_launches(il)) return plain();
     const bool route = routes != nullptr;

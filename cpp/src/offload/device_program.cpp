@@ -166,7 +166,7 @@ DeviceProgram::DeviceProgram(const DeviceContext& c, const DeviceShape& s, ggml_
         const bool experts = c.weights->layer(il).experts != nullptr;
         run = experts && ((c.mode != DeltaMode::off && c.k > 0) || has_launches(il)) ? 0 : run + 1;
         longest = std::max(longest, run);
-        n_graphs += experts ? kGraphsOfLayer : 0;
+        n_graphs += experts ? kGraphsOfLayer : 1;
     }
     graph_size_ = kNodesOfLayer * (longest + 2);
     const size_t n_tensors = kNodesOfLayer * (h.n_layer - first + 1) + 64;
@@ -235,10 +235,12 @@ bool DeviceProgram::run(const Gpu& gpu, const StopCheck& stop) const {
         if (stop(0)) return false;
         if (ggml_graph_n_nodes(s.graph) > 0)
             gpu.check(ggml_backend_graph_compute_async(gpu.backend(), s.graph));
-        if (s.launches.empty()) continue;
+        const bool paced = shape.n_tokens > kRowsTokens;
+        if (s.launches.empty() && !paced) continue;
         gpu.check(d.wait_for_backend());
         for (const auto& f : s.launches) gpu.check(f(d));
-        gpu.check(d.backend_waits());
+        if (!s.launches.empty()) gpu.check(d.backend_waits());
+        if (paced) gpu.check(d.keep_pace());
     }
     return true;
 }

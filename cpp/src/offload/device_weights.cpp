@@ -1,6 +1,9 @@
 #include "offload/device_weights.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cstdio>
 
 #include "delta_upload.h"
 #include "kv_cache.h"
@@ -92,7 +95,7 @@ double tensor_bytes(const ggml_tensor* t) {
 }  // namespace
 
 DeviceWeights::DeviceWeights(const Weights& w, const HParams& h, int64_t first, const Gpu& gpu)
-    : first_(first) {
+    : first_(first), process_(::getpid()) {
     auto keep = [&](Part& part, const char* what) {
         buffers_.push_back(part.copy(gpu, what));
         bytes_ += static_cast<double>(ggml_backend_buffer_get_size(buffers_.back().get()));
@@ -149,6 +152,12 @@ DeviceWeights::DeviceWeights(const Weights& w, const HParams& h, int64_t first, 
     }
 }
 
+// As ~DeviceEngine.
+DeviceWeights::~DeviceWeights() {
+    if (::getpid() == process_) return;
+    for (ggml_backend_buffer_ptr& b : buffers_) static_cast<void>(b.release());
+}
+
 double device_layer_bytes(const LayerWeights& l) {
     double n = 0;
     for (const ggml_tensor* t : {l.attn_norm, l.wq, l.wk, l.wv, l.wo, l.bq, l.bk, l.bv, l.bo, l.ffn_norm,
@@ -171,6 +180,19 @@ double device_scratch_estimate(const HParams& h, const ContextPlan& plan) {
                        2.0 * static_cast<double>(h.head_dim * h.n_head + 2 * h.n_embd_kv());
     return kGpuWorkspace + 4.0 * n * row + 2.0 * n * static_cast<double>(padded_positions(plan.n_ctx)) +
            4.0 * static_cast<double>(h.n_vocab);
+}
+
+void check_gpu_weights(const Weights& w, const HParams& h, int64_t n, double free) {
+    double need = device_output_bytes(w);
+    for (int64_t il = h.n_layer + 1 - n; il < h.n_layer; ++il) need += device_layer_bytes(w.layers[il]);
+    if (need <= free) return;
+    char text[300];
+    std::snprintf(
+        text, sizeof text,
+        "n_gpu_layers %lld needs %.0f bytes of the GPU's memory for the weights alone, but %.0f bytes "
+        "are free: ask for fewer layers, or for n_gpu_layers auto",
+        static_cast<long long>(n), need, free);
+    throw InsufficientMemory(text);
 }
 
 std::pair<int64_t, double> gpu_plan(const Weights& w, const HParams& h, const ContextPlan& plan,

@@ -43,8 +43,11 @@ class DeviceWeights {
     ggml_tensor* rope_freqs() const { return rope_freqs_; }
     double bytes() const { return bytes_; }
 
+    ~DeviceWeights();
+
  private:
     int64_t first_;
+    int64_t process_;  // that made them
     std::vector<DeviceLayer> layers_;
     ggml_tensor *output_norm_ = nullptr, *output_ = nullptr, *rope_freqs_ = nullptr;
     double bytes_ = 0;
@@ -64,6 +67,10 @@ double device_scratch_estimate(const HParams& h, const ContextPlan& plan);
 // Bytes of one layer's weights and deltas on the GPU, and of what is there whatever the number of layers.
 double device_layer_bytes(const LayerWeights& l);
 double device_output_bytes(const Weights& w);
+
+// Throws InsufficientMemory, with the bytes needed and free, if the output and the last n - 1 layers alone
+// take more than `free`.
+void check_gpu_weights(const Weights& w, const HParams& h, int64_t n, double free);
 
 // What to offload, 0 to n_layer + 1, so that weights, deltas, keys and values and scratch leave a margin of
 // `free` bytes: the larger of kAutoMargin of them and kAutoMarginBytes (session.h). And the bytes of all

@@ -37,20 +37,20 @@ bool ggml_has_cuda() {
     return ggml_backend_reg_by_name("CUDA") != nullptr;
 }
 
-std::unique_ptr<device::Device> open_kernels(ggml_backend* backend) {
-    const std::string path = kernels_path();
-    if (::access(path.c_str(), R_OK) != 0)
-        throw DeviceError("this build of sardine_gguf has no CUDA kernels (" + path +
-                          " is missing): " + kInstall);
-    // Never closed: CUDA keeps pointers into it.
+// Never closed: CUDA keeps pointers into it. Throws DeviceError.
+void* load_kernels(const std::string& path) {
     void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (!library) throw DeviceError("cannot load the CUDA kernels: " + std::string(::dlerror()));
-    const auto open = reinterpret_cast<device::OpenDevice>(::dlsym(library, "sardine_open_device"));
-    if (!open) throw DeviceError(path + " is not this package's: reinstall sardine_gguf");
-    char error[300] = {};
-    std::unique_ptr<device::Device> kernels(open(device::kDeviceVersion, backend, error, sizeof error));
-    if (!kernels) throw DeviceError("the GPU cannot be used: " + std::string(error));
-    return kernels;
+    if (!library)
+        throw DeviceError("cannot load the CUDA kernels: " + std::string(::dlerror()) +
+                          ": build sardine_gguf again with the CUDA that is installed (docs/gpu.md)");
+    const auto version = reinterpret_cast<device::DeviceVersion>(::dlsym(library, "sardine_device_version"));
+    if (!version || !::dlsym(library, "sardine_open_device"))
+        throw DeviceError(path + " is not this package's library of CUDA kernels: reinstall sardine_gguf");
+    if (version() != device::kDeviceVersion)
+        throw DeviceError(path + " has version " + std::to_string(version()) +
+                          " of the kernels, and version " + std::to_string(device::kDeviceVersion) +
+                          " is needed: reinstall sardine_gguf with CMAKE_ARGS=-DSARDINE_CUDA=ON");
+    return library;
 }
 
 }  // namespace
@@ -60,8 +60,21 @@ void emulate_gpu(uint64_t free_bytes, bool flash) {
     emulated_flash = flash;
 }
 
+std::unique_ptr<device::Device> open_kernels(const std::string& path, ggml_backend* backend) {
+    if (::access(path.c_str(), R_OK) != 0)
+        throw DeviceError("this build of sardine_gguf has no CUDA kernels (" + path +
+                          " is missing): " + kInstall);
+    void* library = load_kernels(path);
+    const auto open = reinterpret_cast<device::OpenDevice>(::dlsym(library, "sardine_open_device"));
+    char error[600] = {};
+    std::unique_ptr<device::Device> kernels(open(backend, error, sizeof error));
+    if (!kernels) throw DeviceError("the GPU cannot be used: " + std::string(error));
+    return kernels;
+}
+
 std::unique_ptr<Gpu> Gpu::open() {
     std::unique_ptr<Gpu> gpu(new Gpu);
+    gpu->process_ = ::getpid();
     if (emulated_memory > 0) {
         gpu->emulated_ = true;
         gpu->name_ = "emulated";
@@ -84,11 +97,27 @@ std::unique_ptr<Gpu> Gpu::open() {
     gpu->name_ = ggml_backend_dev_description(dev);
     gpu->backend_.reset(ggml_backend_dev_init(dev, nullptr));
     if (!gpu->backend_) throw DeviceError("ggml cannot use the GPU " + gpu->name_ + ": is its memory full?");
-    gpu->kernels_ = open_kernels(gpu->backend_.get());
+    gpu->kernels_ = open_kernels(kernels_path(), gpu->backend_.get());
     return gpu;
 }
 
-Gpu::~Gpu() = default;
+// What a forked child has of CUDA's is not its own, and freeing it would end the process.
+Gpu::~Gpu() {
+    if (!is_forked()) return;
+    static_cast<void>(kernels_.release());
+    static_cast<void>(backend_.release());
+}
+
+bool Gpu::is_forked() const {
+    return ::getpid() != process_;
+}
+
+void Gpu::check_process() const {
+    if (is_forked())
+        throw DeviceError(name_ +
+                          ": CUDA does not work in a process that was forked after the GPU was opened: "
+                          "open the model in the child, or start it with 'spawn'");
+}
 
 double Gpu::free_memory() const {
     if (emulated_) return static_cast<double>(emulated_memory);
@@ -123,7 +152,15 @@ GpuFacts find_gpus() {
     GpuFacts f{.devices = {},
                .ggml_has_cuda = ggml_has_cuda(),
                .has_kernels = ::access(kernels_path().c_str(), R_OK) == 0,
-               .kernels_path = kernels_path()};
+               .kernels_path = kernels_path(),
+               .kernels_error = {}};
+    if (f.has_kernels) {
+        try {
+            load_kernels(f.kernels_path);
+        } catch (const DeviceError& e) {
+            f.kernels_error = e.what();
+        }
+    }
     for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
         ggml_backend_dev_t dev = ggml_backend_dev_get(i);
         if (!is_gpu(dev)) continue;

@@ -37,6 +37,9 @@ class Gpu {
     // Throws DeviceError if a kernel or ggml says that it failed.
     void check(const char* error) const;
     void check(ggml_status status) const;
+    // Throws DeviceError in a process forked from the one that opened the GPU, where CUDA does not work.
+    void check_process() const;
+    bool is_forked() const;
 
  private:
     Gpu() = default;
@@ -44,6 +47,7 @@ class Gpu {
     std::unique_ptr<device::Device> kernels_;
     std::string name_;
     bool emulated_ = false;
+    int64_t process_ = 0;  // that opened it
 };
 
 // What there is, for the doctor; no GPU is opened.
@@ -54,10 +58,14 @@ struct GpuFacts {
     };
     std::vector<Device> devices;  // those that ggml has
     bool ggml_has_cuda = false;
-    bool has_kernels = false;  // whether our library is beside the extension
-    std::string kernels_path;  // where it is, or is looked for
+    bool has_kernels = false;   // whether our library is beside the extension
+    std::string kernels_path;   // where it is, or is looked for
+    std::string kernels_error;  // why it cannot be loaded; empty if it can or is missing
 };
 GpuFacts find_gpus();
+
+// Loads a library of kernels and opens its device. Throws DeviceError, which says what to do.
+std::unique_ptr<device::Device> open_kernels(const std::string& path, ggml_backend* backend);
 
 // For tests: from now on the GPU is emulated by the CPU, and has so much free memory; 0 ends it. `flash`:
 // whether it has flash attention, which ggml-cuda has for some sizes of heads only.
