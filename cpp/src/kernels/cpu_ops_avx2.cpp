@@ -111,33 +111,6 @@ void rows_dot(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const
         y[r] += sum_of(scratch + (row_ptr[r] - begin), row_ptr[r + 1] - row_ptr[r]);
 }
 
-void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, float* v, int64_t begin,
-               const uint8_t* tile, int64_t n_tokens, float* acc) {
-    const auto* xt = reinterpret_cast<const float*>(tile);
-    static_assert(kTokenTile == 32, "four vectors a position");
-    for (int64_t r = 0; r < n_rows; ++r, acc += kTokenTile) {
-        // Two positions at a time: eight independent sums hide the latency of the multiply-add.
-        __m256 s[2][4];
-        for (auto& a : s)
-            for (auto& b : a) b = _mm256_setzero_ps();
-        int64_t p = row_ptr[r];
-        const int64_t end = row_ptr[r + 1];
-        for (; p + 2 <= end; p += 2)
-            for (int k = 0; k < 2; ++k) {
-                const __m256 w = _mm256_set1_ps(v[p + k - begin]);
-                const float* xc = xt + static_cast<int64_t>(col[p + k]) * kTokenTile;
-                for (int h = 0; h < 4; ++h)
-                    s[k][h] = _mm256_fmadd_ps(w, _mm256_loadu_ps(xc + 8 * h), s[k][h]);
-            }
-        if (p < end) {
-            const __m256 w = _mm256_set1_ps(v[p - begin]);
-            const float* xc = xt + static_cast<int64_t>(col[p]) * kTokenTile;
-            for (int h = 0; h < 4; ++h) s[0][h] = _mm256_fmadd_ps(w, _mm256_loadu_ps(xc + 8 * h), s[0][h]);
-        }
-        for (int h = 0; h < 4; ++h) _mm256_storeu_ps(acc + 8 * h, _mm256_add_ps(s[0][h], s[1][h]));
-    }
-}
-
 struct Lanes {
     static constexpr int64_t kLanes = 8;
     static constexpr int kRegisters = 16;
@@ -171,16 +144,14 @@ struct Lanes {
     }
 };
 
-const TileOps kTile = {kTokenTile * sizeof(float), pack_tile_plain, rows_tile};
-
 }  // namespace
 
 const CpuOps kCpuOpsAvx2 = {"avx2",
                             add_values,
                             rows_dot,
-                            &kTile,
-                            &kTile,
-                            spread_tile_plain,
+                            &kTileAvx2,
+                            &kTileAvx2Bf16,
+                            spread_tile_avx2,
                             attention_scores_impl<Lanes>,
                             attention_exp_impl<Lanes>,
                             attention_weigh_impl<Lanes>};
