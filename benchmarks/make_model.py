@@ -86,7 +86,9 @@ def random_base(layers: int, out_type: str, widths: dict[str, int]) -> Base:
     with tempfile.TemporaryDirectory() as name:
         folder = config_folder(Path(name) / "Random-14B", layers, **widths)
         config = read_config(folder)
-        metadata: Metadata = general_metadata(folder, config.arch, out_type, 14_000_000_000)
+        metadata: Metadata = general_metadata(
+            folder, config.arch, out_type, 14_000_000_000, warnings=[]
+        )
         metadata.update(config.metadata())
         metadata.update(tokenizer_metadata(folder, config.arch, config.vocab, False, []))
     tensors = base_tensors(layers, widths)

@@ -131,7 +131,7 @@ void bind_testing(py::module_& m) {
         "kernel_paths",
         [] {
             std::vector<std::string> out;
-            for (const char* name : {"portable", "avx2", "avx512", "avx512bf16"})
+            for (const char* name : {"portable", "avx2", "avx512", "avx512bf16", "neon"})
                 if (find_cpu_ops(name)) out.emplace_back(name);
             return out;
         },

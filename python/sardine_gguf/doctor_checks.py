@@ -106,7 +106,7 @@ def kernels() -> list[Check]:
 
 
 def _rank(path: str) -> int:
-    return ("portable", "avx2", "avx512", "avx512bf16").index(path)
+    return ("portable", "neon", "avx2", "avx512", "avx512bf16").index(path)
 
 
 def devices() -> list[Check]:

@@ -24,6 +24,9 @@ std::vector<const CpuOps*> runnable() {
     }
     if (avx2) out.push_back(&kCpuOpsAvx2);
 #endif
+#ifdef SARDINE_NEON
+    out.push_back(&kCpuOpsNeon);
+#endif
     out.push_back(&kCpuOpsPortable);
     return out;
 }
@@ -44,7 +47,7 @@ const CpuOps& cpu_ops() {
         if (!ops)
             throw InvalidArgument(
                 "SARDINE_CPU is '" + std::string(wanted) +
-                "', expected portable, avx2, avx512 or avx512bf16 as far as this processor has them");
+                "', expected portable, avx2, avx512, avx512bf16 or neon as far as this processor has them");
         return *ops;
     }();
     return chosen;

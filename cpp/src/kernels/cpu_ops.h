@@ -71,8 +71,8 @@ struct CpuOps {
                             const float* weights, int64_t n_heads, float* out);
 };
 
-// The best table this processor runs, or the one that SARDINE_CPU names (portable, avx2, avx512, avx512bf16).
-// Throws InvalidArgument if that is unknown or not runnable here. Decided once per process.
+// The best table this processor runs, or the one that SARDINE_CPU names (portable, avx2, avx512, avx512bf16,
+// neon). Throws InvalidArgument if that is unknown or not runnable here. Decided once per process.
 const CpuOps& cpu_ops();
 
 // The plain loops, for sets that have none of their own.
@@ -88,7 +88,15 @@ extern const CpuOps kCpuOpsPortable;
 extern const CpuOps kCpuOpsAvx2;
 extern const CpuOps kCpuOpsAvx512;
 extern const CpuOps kCpuOpsAvx512Bf16;  // the same with a coarse tile of its own
-extern const TileOps kTileAvx512Bf16;
+extern const TileOps kTileAvx2, kTileAvx2Bf16, kTileAvx512Bf16;
+void spread_tile_avx2(const float* acc, int64_t n_rows, int64_t n_tokens, const float* weight,
+                      float* const* y);
+#endif
+#ifdef SARDINE_NEON
+extern const CpuOps kCpuOpsNeon;
+extern const TileOps kTileNeon, kTileNeonBf16;
+void spread_tile_neon(const float* acc, int64_t n_rows, int64_t n_tokens, const float* weight,
+                      float* const* y);
 #endif
 
 }  // namespace sardine

@@ -54,29 +54,50 @@ __m256i first_lanes(int64_t n) {
                               _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-// How far ahead lines are fetched, in blocks: the processor's own prefetch ends with each page.
-constexpr int64_t kAhead = 24;
+// How far ahead lines are fetched, in blocks, to the second-level cache: the processor's own prefetch ends
+// with each page, and the first level is full of x.
+constexpr int64_t kAhead = 96;
 
-// out[i] = mixed[begin + i] for i in [0, n); begin is a multiple of 32.
-void mix_blocks(const uint16_t* col, const WeightedValues* parts, int64_t n_parts, int64_t begin, int64_t n,
-                float* out) {
+void multiply_block(const uint16_t* col, const float* x, const __m256 v[4], float* out) {
+    for (int h = 0; h < 4; ++h) _mm256_storeu_ps(out + 8 * h, _mm256_mul_ps(v[h], gather8(x, col + 8 * h)));
+}
+
+// out[i] = mixed[begin + i] * x[col[begin + i]] for i in [lead, n); begin is a multiple of 32, lead < 32.
+// N is n_parts, or 0 where it is another number than those that have a copy of their own.
+template <int N>
+void products(const uint16_t* col, const WeightedValues* parts, int64_t n_parts, int64_t begin, int64_t lead,
+              int64_t n, const float* x, float* out) {
+    const int64_t count = N > 0 ? N : n_parts;
+    const Q8Block* blocks[N > 0 ? N : 1];
+    auto data = [&](int64_t j) { return reinterpret_cast<const Q8Block*>(parts[j].data) + begin / kQ8Block; };
+    for (int j = 0; j < N; ++j) blocks[j] = data(j);
+    col += begin;
     for (int64_t i = 0; i < n; i += kQ8Block) {
         __m256 sum[4];
         for (auto& s : sum) s = _mm256_setzero_ps();
-        for (int64_t j = 0; j < n_parts; ++j) {
-            const auto* block = reinterpret_cast<const Q8Block*>(parts[j].data) + (begin + i) / kQ8Block;
-            _mm_prefetch(reinterpret_cast<const char*>(block + kAhead), _MM_HINT_T0);
+        for (int64_t j = 0; j < count; ++j) {
+            const Q8Block* block = (N > 0 ? blocks[j] : data(j)) + i / kQ8Block;
+            _mm_prefetch(reinterpret_cast<const char*>(block + kAhead), _MM_HINT_T1);
             const __m256 d = _mm256_set1_ps(parts[j].weight * _cvtsh_ss(block->d));
             for (int h = 0; h < 4; ++h) {
                 const __m128i q = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block->q + 8 * h));
                 sum[h] = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)), sum[h]);
             }
         }
-        _mm_prefetch(reinterpret_cast<const char*>(col + begin + i + kAhead * kQ8Block), _MM_HINT_T0);
-        for (int h = 0; h < 4; ++h) _mm256_storeu_ps(out + i + 8 * h, sum[h]);
+        _mm_prefetch(reinterpret_cast<const char*>(col + i + kAhead * kQ8Block), _MM_HINT_T1);
+        if (__builtin_expect(i >= lead && i + kQ8Block <= n, 1)) {
+            multiply_block(col + i, x, sum, out + i);
+            continue;
+        }
+        // Columns of the positions around belong to other rows, maybe of a wider block.
+        const int64_t first = i < lead ? lead - i : 0, last = n - i < kQ8Block ? n - i : kQ8Block;
+        uint16_t own[kQ8Block] = {};
+        for (int64_t p = first; p < last; ++p) own[p] = col[i + p];
+        multiply_block(own, x, sum, out + i);
     }
 }
 
+// The same for values of other types, which are in `out` already.
 void multiply(const uint16_t* col, int64_t lead, int64_t n, const float* x, float* out) {
     int64_t i = lead;
     for (; i + 8 <= n; i += 8)
@@ -85,57 +106,49 @@ void multiply(const uint16_t* col, int64_t lead, int64_t n, const float* x, floa
 }
 
 // The last 32 without a branch: rows' lengths are too irregular to be foreseen.
-float sum_of(const float* v, int64_t n) {
+__m256 sum_of(const float* v, int64_t n) {
     __m256 s[4];
     for (auto& a : s) a = _mm256_setzero_ps();
     for (; n > 32; n -= 32, v += 32)
         for (int h = 0; h < 4; ++h) s[h] = _mm256_add_ps(s[h], _mm256_loadu_ps(v + 8 * h));
-    for (int h = 0; h < 4; ++h)
-        s[h] = _mm256_add_ps(s[h], _mm256_maskload_ps(v + 8 * h, first_lanes(n - 8 * h)));
-    return sum8(_mm256_add_ps(_mm256_add_ps(s[0], s[1]), _mm256_add_ps(s[2], s[3])));
+    const __m256i left = _mm256_set1_epi32(static_cast<int>(n)), eight = _mm256_set1_epi32(8);
+    __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    for (int h = 0; h < 4; ++h) {
+        s[h] = _mm256_add_ps(s[h], _mm256_maskload_ps(v + 8 * h, _mm256_cmpgt_epi32(left, lane)));
+        lane = _mm256_add_epi32(lane, eight);
+    }
+    return _mm256_add_ps(_mm256_add_ps(s[0], s[1]), _mm256_add_ps(s[2], s[3]));
+}
+
+// y[r] += the sum of row r's products
+void add_rows(const int32_t* row_ptr, int64_t n_rows, const float* v, int64_t begin, float* y) {
+    auto row = [&](int64_t r) { return sum_of(v + (row_ptr[r] - begin), row_ptr[r + 1] - row_ptr[r]); };
+    int64_t r = 0;
+    for (; r + 4 <= n_rows; r += 4) {
+        const __m256 a = _mm256_hadd_ps(row(r), row(r + 1));
+        const __m256 b = _mm256_hadd_ps(row(r + 2), row(r + 3));
+        const __m256 c = _mm256_hadd_ps(a, b);
+        const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1));
+        _mm_storeu_ps(y + r, _mm_add_ps(_mm_loadu_ps(y + r), sums));
+    }
+    for (; r < n_rows; ++r) y[r] += sum8(row(r));
 }
 
 void rows_dot(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, const WeightedValues* parts,
               int64_t n_parts, const float* x, float* y, float* scratch) {
     const int64_t begin = row_ptr[0] / kQ8Block * kQ8Block;
-    const int64_t n = row_ptr[n_rows] - begin;
+    const int64_t lead = row_ptr[0] - begin, n = row_ptr[n_rows] - begin;
     bool blocks = true;
     for (int64_t j = 0; j < n_parts; ++j) blocks &= parts[j].type == ValueType::q8_0;
-    if (blocks)
-        mix_blocks(col, parts, n_parts, begin, n, scratch);
-    else
+    if (blocks) {
+        auto* run = n_parts == 1 ? products<1> : n_parts == 2 ? products<2> : products<0>;
+        run(col, parts, n_parts, begin, lead, n, x, scratch);
+    } else {
         for (int64_t j = 0; j < n_parts; ++j)
             add_values(parts[j].type, parts[j].data, begin, n, parts[j].weight, j > 0, scratch);
-    multiply(col + begin, row_ptr[0] - begin, n, x, scratch);
-    for (int64_t r = 0; r < n_rows; ++r)
-        y[r] += sum_of(scratch + (row_ptr[r] - begin), row_ptr[r + 1] - row_ptr[r]);
-}
-
-void rows_tile(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, float* v, int64_t begin,
-               const uint8_t* tile, int64_t n_tokens, float* acc) {
-    const auto* xt = reinterpret_cast<const float*>(tile);
-    static_assert(kTokenTile == 32, "four vectors a position");
-    for (int64_t r = 0; r < n_rows; ++r, acc += kTokenTile) {
-        // Two positions at a time: eight independent sums hide the latency of the multiply-add.
-        __m256 s[2][4];
-        for (auto& a : s)
-            for (auto& b : a) b = _mm256_setzero_ps();
-        int64_t p = row_ptr[r];
-        const int64_t end = row_ptr[r + 1];
-        for (; p + 2 <= end; p += 2)
-            for (int k = 0; k < 2; ++k) {
-                const __m256 w = _mm256_set1_ps(v[p + k - begin]);
-                const float* xc = xt + static_cast<int64_t>(col[p + k]) * kTokenTile;
-                for (int h = 0; h < 4; ++h)
-                    s[k][h] = _mm256_fmadd_ps(w, _mm256_loadu_ps(xc + 8 * h), s[k][h]);
-            }
-        if (p < end) {
-            const __m256 w = _mm256_set1_ps(v[p - begin]);
-            const float* xc = xt + static_cast<int64_t>(col[p]) * kTokenTile;
-            for (int h = 0; h < 4; ++h) s[0][h] = _mm256_fmadd_ps(w, _mm256_loadu_ps(xc + 8 * h), s[0][h]);
-        }
-        for (int h = 0; h < 4; ++h) _mm256_storeu_ps(acc + 8 * h, _mm256_add_ps(s[0][h], s[1][h]));
+        multiply(col + begin, lead, n, x, scratch);
     }
+    add_rows(row_ptr, n_rows, scratch, begin, y);
 }
 
 struct Lanes {
@@ -171,16 +184,14 @@ struct Lanes {
     }
 };
 
-const TileOps kTile = {kTokenTile * sizeof(float), pack_tile_plain, rows_tile};
-
 }  // namespace
 
 const CpuOps kCpuOpsAvx2 = {"avx2",
                             add_values,
                             rows_dot,
-                            &kTile,
-                            &kTile,
-                            spread_tile_plain,
+                            &kTileAvx2,
+                            &kTileAvx2Bf16,
+                            spread_tile_avx2,
                             attention_scores_impl<Lanes>,
                             attention_exp_impl<Lanes>,
                             attention_weigh_impl<Lanes>};
