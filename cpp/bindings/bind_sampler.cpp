@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "bindings.h"
+#include "interruptible.h"
 #include "sardine/error.h"
 #include "sardine/sampler.h"
 #include "sardine/session.h"
@@ -98,19 +99,34 @@ void bind_sampler(py::module_& m) {
             },
             py::arg("tokens"), "Takes tokens as the text so far, for the penalties.")
         .def(
+            "allows", [](Sampler& sampler, int64_t token) { return sampler.allows(narrow_token(token)); },
+            py::arg("token"), "Whether the grammar lets a token come next; True without one.")
+        .def(
             "sample",
             [](Sampler& sampler, Session& s) {
-                const auto lock = s.lock();
-                py::gil_scoped_release release;
-                return sampler.sample(s.last_logits());
+                if (!sampler.has_grammar()) {
+                    const auto lock = s.lock();
+                    py::gil_scoped_release release;
+                    return sampler.sample(s.last_logits());
+                }
+                int32_t token = -1;
+                run_interruptible(s, [&] {
+                    s.begin();
+                    token = sampler.sample(s.last_logits(), [&s] { s.stop_if_asked(); });
+                });
+                return token;
             },
-            py::arg("session"), "Draws a token from the session's last logits and accepts it.")
+            py::arg("session"),
+            "Draws a token from the session's last logits and accepts it. Ctrl-C ends it, and cancel().")
         .def(
             "sample_logits",
             [](Sampler& sampler,
                const py::array_t<float, py::array::c_style | py::array::forcecast>& logits) {
                 if (logits.ndim() != 1) throw py::value_error("logits must be [n_vocab]");
-                return sampler.sample({logits.data(), static_cast<size_t>(logits.size())});
+                const StopPoint stop = signal_check();
+                const std::span<const float> row{logits.data(), static_cast<size_t>(logits.size())};
+                py::gil_scoped_release release;
+                return sampler.sample(row, stop);
             },
             py::arg("logits"), "The same with logits given, float32 [n_vocab].");
 }
