@@ -58,7 +58,7 @@ class GenerationMethods(TokenMethods, ExpertMethods):
                 f"reasoning_format is {reasoning_format!r}, expected auto, deepseek or none"
             )
         sampling = self.sampling.override(**sampling_options(options))
-        tokens = self.tokenize(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
+        tokens = self.prompt_tokens(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
         around = think or self.think_tokens
         thoughts = ThoughtBudget(around or (-1, -1), -1 if budget is None else budget, tokens)
         loop = TokenLoop(
