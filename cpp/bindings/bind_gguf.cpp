@@ -96,6 +96,7 @@ void check_values(const GgufFile& f) {
 }
 
 py::dict values_of(const GgufFile& f) {
+    f.check_unchanged();
     check_values(f);
     py::dict out;
     for (const auto& [key, v] : f.values()) out[py::str(key)] = typed_value(v);
@@ -103,6 +104,7 @@ py::dict values_of(const GgufFile& f) {
 }
 
 py::object get(const GgufFile& f, const std::string& key, py::object fallback) {
+    f.check_unchanged();
     check_values(f);
     const GgufValue* v = f.find(key);
     return v ? value_of(*v) : fallback;

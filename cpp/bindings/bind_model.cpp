@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings.h"
+#include "interruptible.h"
 #include "kv_cache.h"
 #include "sardine/model.h"
 
@@ -40,22 +41,28 @@ py::dict experts_dict(const Model& m) {
 void bind_model(py::module_& m) {
     py::class_<Model, std::shared_ptr<Model>>(m, "Model",
                                               "A mapped and checked model file; threads may share it.")
-        .def(py::init([](const std::string& path, int n_threads, const std::optional<std::string>& adapter,
-                         int64_t n_gpu_layers, int64_t n_ctx, int64_t n_batch, const std::string& kv_type) {
-                 py::gil_scoped_release release;
-                 return std::make_shared<Model>(
-                     path, ModelOptions{.n_threads = n_threads,
-                                        .adapter = adapter,
-                                        .n_gpu_layers = n_gpu_layers,
-                                        .plan = {.n_ctx = n_ctx,
-                                                 .n_batch = n_batch,
-                                                 .kv_type = kv_type == "f16"   ? GGML_TYPE_F16
-                                                            : kv_type == "f32" ? GGML_TYPE_F32
-                                                                               : GGML_TYPE_Q8_0}});
-             }),
-             py::arg("path"), py::kw_only(), py::arg("n_threads") = 0, py::arg("adapter") = py::none(),
-             py::arg("n_gpu_layers") = 0, py::arg("n_ctx") = 0, py::arg("n_batch") = 512,
-             py::arg("kv_type") = "f16")
+        .def(
+            py::init([](const std::string& path, int n_threads, const std::optional<std::string>& adapter,
+                        int64_t n_gpu_layers, int64_t n_ctx, int64_t n_batch, const std::string& kv_type,
+                        const py::object& progress) {
+                const Progress tell = python_progress(progress);
+                py::gil_scoped_release release;
+                return std::make_shared<Model>(
+                    path, ModelOptions{.n_threads = n_threads,
+                                       .adapter = adapter,
+                                       .n_gpu_layers = n_gpu_layers,
+                                       .plan = {.n_ctx = n_ctx,
+                                                .n_batch = n_batch,
+                                                .kv_type = kv_type == "f16"   ? GGML_TYPE_F16
+                                                           : kv_type == "f32" ? GGML_TYPE_F32
+                                                                              : GGML_TYPE_Q8_0},
+                                       .progress = tell});
+            }),
+            py::arg("path"), py::kw_only(), py::arg("n_threads") = 0, py::arg("adapter") = py::none(),
+            py::arg("n_gpu_layers") = 0, py::arg("n_ctx") = 0, py::arg("n_batch") = 512,
+            py::arg("kv_type") = "f16", py::arg("progress") = py::none(),
+            "progress(fraction) is called while the file is checked and copied to a GPU; what it raises ends "
+            "the loading.")
         .def_property_readonly("n_gpu_layers", &Model::n_gpu_layers)
         .def_property_readonly("gpu", &Model::gpu)
         .def(
@@ -82,16 +89,29 @@ void bind_model(py::module_& m) {
         .def_property_readonly("has_tokenizer", [](const Model& m) { return m.tokenizer().available(); })
         .def(
             "tokenize",
-            [](const Model& m, const py::str& text, bool add_bos, bool special) {
+            [](const Model& m, const py::str& text, bool add_bos, bool special, const Session* session) {
                 // Lone surrogates cannot be UTF-8; a replacement is what a terminal would have sent.
                 const auto utf8 = py::reinterpret_steal<py::bytes>(
                     PyUnicode_AsEncodedString(text.ptr(), "utf-8", "replace"));
                 if (!utf8) throw py::error_already_set();
                 const std::string_view view = utf8;
+                const StopPoint signals = signal_check();
+                const uint64_t since = session ? session->n_cancels() : 0;
+                const StopPoint stop = [&] {
+                    if (signals) signals();
+                    if (session && session->n_cancels() != since)
+                        throw Cancelled("the tokenization was cancelled");
+                };
                 py::gil_scoped_release release;
-                return m.tokenizer().tokenize(view, add_bos, special);
+                return m.tokenizer().tokenize(view, add_bos, special, stop);
             },
-            py::arg("text"), py::arg("add_bos"), py::arg("special"))
+            py::arg("text"), py::arg("add_bos"), py::arg("special"), py::arg("session") = py::none(),
+            "Token ids of a text. Ctrl-C ends it, and cancel() of the session.")
+        .def_property_readonly(
+            "longest_piece", [](const Model& m) { return m.tokenizer().longest_piece(); },
+            "Bytes of the longest token.")
+        .def("check_unchanged", &Model::check_unchanged,
+             "Raises ModelChanged if a file is not what it was when it was opened.")
         .def(
             "piece",
             [](const Model& m, int64_t token, bool special) {
@@ -125,8 +145,9 @@ void bind_model(py::module_& m) {
     m.def(
         "check_adapter",
         [](const GgufFile& file, int n_threads) {
+            const Progress tell = python_progress(py::none());
             py::gil_scoped_release release;
-            check_adapter(file, checked_threads(n_threads));
+            check_adapter(file, checked_threads(n_threads), tell);
         },
         py::arg("file"), py::arg("n_threads") = 0,
         "Checks all of an adapter file but for its base; raises FormatError.");

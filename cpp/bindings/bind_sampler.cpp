@@ -6,6 +6,7 @@
 #include <span>
 
 #include "bindings.h"
+#include "interruptible.h"
 #include "sardine/error.h"
 #include "sardine/sampler.h"
 #include "sardine/session.h"
@@ -102,28 +103,44 @@ void bind_sampler(py::module_& m) {
             },
             py::arg("tokens"), "Takes tokens as the text so far, for the penalties.")
         .def(
+            "allows", [](Sampler& sampler, int64_t token) { return sampler.allows(narrow_token(token)); },
+            py::arg("token"), "Whether the grammar lets a token come next; True without one.")
+        .def(
             "sample",
             [](Sampler& sampler, Session& s, Session::Claim claim, std::optional<int64_t> never) {
-                const auto lock = s.lock();
-                s.check_claim(claim);
-                py::gil_scoped_release release;
-                const std::span<const float> logits = s.last_logits();
-                if (!never || *never < 0 || *never >= static_cast<int64_t>(logits.size()))
-                    return sampler.sample(logits);
-                std::vector<float> others(logits.begin(), logits.end());
-                others[*never] = kUnlikely;
-                return sampler.sample(others);
+                const auto draw = [&](const StopPoint& stop) {
+                    const std::span<const float> logits = s.last_logits();
+                    if (!never || *never < 0 || *never >= static_cast<int64_t>(logits.size()))
+                        return sampler.sample(logits, stop);
+                    std::vector<float> others(logits.begin(), logits.end());
+                    others[*never] = kUnlikely;
+                    return sampler.sample(others, stop);
+                };
+                if (!sampler.has_grammar()) {
+                    const auto lock = s.lock();
+                    s.check_claim(claim);
+                    py::gil_scoped_release release;
+                    return draw({});
+                }
+                int32_t token = -1;
+                run_interruptible(s, claim, [&] {
+                    s.begin();
+                    token = draw([&s] { s.stop_if_asked(); });
+                });
+                return token;
             },
             py::arg("session"), py::arg("claim") = py::none(), py::arg("never") = py::none(),
             "Draws a token from the session's last logits and accepts it; `never` only if a grammar or "
-            "biases "
-            "leave no other.")
+            "biases leave no other. Ctrl-C ends it, and cancel().")
         .def(
             "sample_logits",
             [](Sampler& sampler,
                const py::array_t<float, py::array::c_style | py::array::forcecast>& logits) {
                 if (logits.ndim() != 1) throw py::value_error("logits must be [n_vocab]");
-                return sampler.sample({logits.data(), static_cast<size_t>(logits.size())});
+                const StopPoint stop = signal_check();
+                const std::span<const float> row{logits.data(), static_cast<size_t>(logits.size())};
+                py::gil_scoped_release release;
+                return sampler.sample(row, stop);
             },
             py::arg("logits"), "The same with logits given, float32 [n_vocab].");
 }

@@ -5,47 +5,12 @@
 #include <optional>
 
 #include "bindings.h"
+#include "interruptible.h"
 #include "sardine/session.h"
 #include "sardine/state_io.h"
 
 namespace sardine::python {
 namespace {
-
-// Python runs signal handlers only on its main thread, so only there it pays to ask.
-bool on_main_thread() {
-    const py::module_ threading = py::module_::import("threading");
-    return threading.attr("current_thread")().is(threading.attr("main_thread")());
-}
-
-// Runs f without the GIL; Ctrl-C (any Python signal handler that raises) stops it and is raised here. A claim
-// is checked before other threads run, to whom a use that has ended should not look busy.
-template <typename F>
-void run_interruptible(Session& s, Session::Claim claim, const F& f) {
-    const auto lock = s.lock();
-    s.check_claim(claim);
-    std::optional<py::error_already_set> raised;
-    if (on_main_thread())
-        s.set_interrupt([&raised] {
-            py::gil_scoped_acquire gil;
-            if (PyErr_CheckSignals() == 0) return false;
-            raised.emplace();
-            return true;
-        });
-    else
-        s.set_interrupt(nullptr);
-    try {
-        py::gil_scoped_release release;
-        f();
-    } catch (const Cancelled&) {
-        s.set_interrupt(nullptr);
-        if (raised) throw py::error_already_set(std::move(*raised));
-        throw;
-    } catch (...) {
-        s.set_interrupt(nullptr);
-        throw;
-    }
-    s.set_interrupt(nullptr);
-}
 
 // (weights, bias), as Session.steering has them.
 using Settings = std::pair<std::vector<float>, std::vector<float>>;
@@ -60,48 +25,51 @@ py::tuple settings_of(const Steering& s) {
 
 // Pieces go to a Python callable as bytes; what it raises ends the saving.
 void save(Session& s, const py::function& write, const Settings& own) {
-    const auto lock = s.lock();
     StateWriter out([&write](std::span<const uint8_t> piece) {
+        const py::gil_scoped_acquire gil;
         write(py::memoryview::from_memory(piece.data(), static_cast<py::ssize_t>(piece.size())));
     });
-    s.save(out, checked(s, own));
+    run_interruptible(s, {}, [&] { s.save(out, checked(s, own)); });
 }
 
 py::bytes save_bytes(Session& s, const Settings& settings) {
-    const auto lock = s.lock();
     const Steering own = checked(s, settings);
-    auto out = py::reinterpret_steal<py::bytes>(
-        PyBytes_FromStringAndSize(nullptr, static_cast<py::ssize_t>(s.state_bytes(own))));
-    if (!out) throw py::error_already_set();
-    auto* at = reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(out.ptr()));
-    py::gil_scoped_release release;
-    StateWriter writer([&at](std::span<const uint8_t> piece) { at = std::ranges::copy(piece, at).out; });
-    s.save(writer, own);
+    py::bytes out;
+    uint8_t *at = nullptr, *end = nullptr;
+    run_interruptible(s, {}, [&] {
+        const auto size = static_cast<py::ssize_t>(s.state_bytes(own));
+        {
+            const py::gil_scoped_acquire gil;
+            out = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, size));
+            if (!out) throw py::error_already_set();
+            at = reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(out.ptr()));
+            end = at + size;
+        }
+        StateWriter writer([&at, end](std::span<const uint8_t> piece) {
+            if (piece.size() > static_cast<size_t>(end - at)) throw Error("the state is longer than it was");
+            at = std::ranges::copy(piece, at).out;
+        });
+        s.save(writer, own);
+    });
     return out;
 }
 
 py::tuple load_bytes(Session& s, const py::buffer& state) {
-    const auto lock = s.lock();
     const py::buffer_info info = state.request();
     if (info.itemsize != 1 || info.ndim != 1 || (info.size > 0 && info.strides[0] != 1))
         throw InvalidArgument("a state must be bytes, one after the other");
     MemoryStateReader in({static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size)});
     Steering own;
-    {
-        py::gil_scoped_release release;
-        own = s.load(in);
-    }
+    run_interruptible(s, {}, [&] { own = s.load(in); });
     return settings_of(own);
 }
 
 py::tuple load_file(Session& s, const std::string& path) {
-    const auto lock = s.lock();
     Steering own;
-    {
-        py::gil_scoped_release release;
+    run_interruptible(s, {}, [&] {
         FileStateReader in(path);
         own = s.load(in);
-    }
+    });
     return settings_of(own);
 }
 

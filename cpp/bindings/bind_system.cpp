@@ -5,6 +5,7 @@
 #include "bindings.h"
 #include "log.h"
 #include "offload/gpu.h"
+#include "stack_thread.h"
 #include "system_memory.h"
 
 namespace sardine::python {
@@ -68,6 +69,9 @@ void bind_system(py::module_& m) {
         py::arg("callable"), py::arg("everything"),
         "Sends what libllama says during our calls, or all that it and ggml say in this process, to "
         "callable(level, text).");
+    m.def("wait_for_left_work", &wait_for_left_work, py::call_guard<py::gil_scoped_release>(),
+          "Waits for interrupted work that goes on in the background.");
+    py::module_::import("atexit").attr("register")(m.attr("wait_for_left_work"));
     m.def("build_info", &build_info,
           "compiler, ggml_version, ggml_commit, and ggml_features: what ggml was compiled to use.");
     m.def(

@@ -35,6 +35,14 @@ void bind_errors(py::module_&) {
             set_error("BusyError", e.what());
         } catch (const ContextChanged& e) {
             set_error("ContextChanged", e.what());
+        } catch (const ModelChanged& e) {
+            py::object cls = py::module_::import("sardine_gguf.errors").attr("ModelChanged");
+            py::object error = cls(lenient_str(e.what()), py::arg("file") = path_str(e.file()));
+            PyErr_SetObject(cls.ptr(), error.ptr());
+        } catch (const ForkError& e) {
+            set_error("ForkError", e.what());
+        } catch (const GrammarTooComplex& e) {
+            set_error("GrammarTooComplex", e.what());
         } catch (const Cancelled& e) {
             set_error("Cancelled", e.what());
         } catch (const Error& e) {

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <ctime>
 
 static_assert(std::endian::native == std::endian::little, "GGUF is read in place: a little-endian machine");
 
@@ -206,32 +207,60 @@ const char* gguf_type_name(GgufType type) {
     return kNames[static_cast<uint32_t>(type)];
 }
 
+namespace {
+
+int64_t change_ns(const struct stat& st) {
+    return int64_t{st.st_mtim.tv_sec} * 1'000'000'000 + st.st_mtim.tv_nsec;
+}
+
+std::string date_of(int64_t ns) {
+    const time_t seconds = ns / 1'000'000'000;
+    std::tm parts{};
+    char text[40];
+    ::gmtime_r(&seconds, &parts);
+    const size_t n = std::strftime(text, sizeof text, "%F %T", &parts);
+    return std::string(text, n) + "." + std::to_string(1'000'000'000 + ns % 1'000'000'000).substr(1) + " UTC";
+}
+
+}  // namespace
+
 MappedFile::MappedFile(const std::string& path) : path_(path) {
-    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) throw IoError(errno, path, std::strerror(errno));
-    struct stat st{};
-    const bool statted = ::fstat(fd, &st) == 0;
-    const int err = errno;
-    if (!statted || !S_ISREG(st.st_mode)) {
-        ::close(fd);
-        if (!statted) throw IoError(err, path, std::strerror(err));
+    fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd_ < 0) throw IoError(errno, path, std::strerror(errno));
+    try {
+        struct stat st{};
+        if (::fstat(fd_, &st) != 0) throw IoError(errno, path, std::strerror(errno));
         if (S_ISDIR(st.st_mode)) throw IoError(EISDIR, path, std::strerror(EISDIR));
-        throw FormatError(path, "file", "not a regular file, expected a GGUF file");
+        if (!S_ISREG(st.st_mode)) throw FormatError(path, "file", "not a regular file, expected a GGUF file");
+        if (st.st_size == 0) throw FormatError(path, "file", "the file is empty, expected a GGUF file");
+        size_ = static_cast<size_t>(st.st_size);
+        changed_ns_ = change_ns(st);
+        void* p = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd_, 0);
+        if (p == MAP_FAILED) throw IoError(errno, path, std::string("cannot map: ") + std::strerror(errno));
+        data_ = static_cast<const uint8_t*>(p);
+    } catch (...) {
+        ::close(fd_);
+        throw;
     }
-    size_ = static_cast<size_t>(st.st_size);
-    if (size_ == 0) {
-        ::close(fd);
-        throw FormatError(path, "file", "the file is empty, expected a GGUF file");
-    }
-    void* p = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd, 0);
-    const int map_err = errno;
-    ::close(fd);
-    if (p == MAP_FAILED) throw IoError(map_err, path, std::string("cannot map: ") + std::strerror(map_err));
-    data_ = static_cast<const uint8_t*>(p);
 }
 
 MappedFile::~MappedFile() {
-    if (data_) ::munmap(const_cast<uint8_t*>(data_), size_);
+    ::munmap(const_cast<uint8_t*>(data_), size_);
+    ::close(fd_);
+}
+
+void MappedFile::check_unchanged() const {
+    struct stat st{};
+    if (::fstat(fd_, &st) != 0) throw IoError(errno, path_, std::strerror(errno));
+    const auto size = static_cast<size_t>(st.st_size);
+    const int64_t changed = change_ns(st);
+    if (size == size_ && changed == changed_ns_) return;
+    throw ModelChanged(
+        path_, path_ + ": the file changed while it was in use: it had " + std::to_string(size_) +
+                   " bytes of " + date_of(changed_ns_) + ", now " + std::to_string(size) + " bytes of " +
+                   date_of(changed) +
+                   ". Load it again; put a new version in a file's place by renaming, never by "
+                   "writing into it");
 }
 
 void GgufFile::fail(std::string_view field, const std::string& what) const {

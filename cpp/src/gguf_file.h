@@ -17,11 +17,15 @@ enum class GgufType : uint32_t { u8, i8, u16, i16, u32, i32, f32, boolean, strin
 
 const char* gguf_type_name(GgufType type);
 
-// A read-only mapping of a whole file; unmapped on destruction.
+// A read-only mapping of a whole file; unmapped on destruction. Reading a page that the file no longer has
+// ends the process (SIGBUS).
 class MappedFile {
  public:
     explicit MappedFile(const std::string& path);
     ~MappedFile();
+    // Throws ModelChanged if the file's size or time of change is no longer that of its opening. A file that
+    // another one has replaced under its name is still there, and is not changed.
+    void check_unchanged() const;
     MappedFile(const MappedFile&) = delete;
     MappedFile& operator=(const MappedFile&) = delete;
     std::span<const uint8_t> bytes() const { return {data_, size_}; }
@@ -29,8 +33,10 @@ class MappedFile {
 
  private:
     std::string path_;
+    int fd_ = -1;
     const uint8_t* data_ = nullptr;
     size_t size_ = 0;
+    int64_t changed_ns_ = 0;
 };
 
 // One metadata entry. `data` points at the value (an array's first element) inside the mapping.
@@ -56,6 +62,7 @@ class GgufFile {
 
     const std::string& path() const { return file_.path(); }
     std::span<const uint8_t> bytes() const { return file_.bytes(); }
+    void check_unchanged() const { file_.check_unchanged(); }
     uint64_t alignment() const { return alignment_; }
     uint64_t data_offset() const { return data_offset_; }
     const std::vector<GgufTensor>& tensors() const { return tensors_; }

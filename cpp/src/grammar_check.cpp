@@ -6,13 +6,14 @@
 #include <utility>
 #include <vector>
 
-#include "grammar_reader.h"
+#include "grammar_text.h"
 
 namespace sardine {
 namespace {
 
-constexpr uint64_t kMaxSearch = 100'000'000;  // steps of libllama's search for left recursion
-constexpr uint64_t kMaxDepth = 5'000;         // of its recursion
+// libllama refuses left recursion too, by a search that walks every path: no more steps of that, nor deeper.
+constexpr uint64_t kMaxSearch = 100'000'000;
+constexpr uint64_t kMaxDepth = 5'000;
 
 uint64_t capped(uint64_t a, uint64_t b) {
     return a > kMaxSearch || b > kMaxSearch || (b && a > kMaxSearch / b) ? kMaxSearch + 1 : a * b;
@@ -33,7 +34,7 @@ std::vector<bool> find_nullable(const std::vector<Rule>& rules) {
     };
     for (int32_t r = 0; r < static_cast<int32_t>(rules.size()); ++r)
         for (const Sequence& s : rules[r].alternatives) {
-            if (std::ranges::find(s, kTerminal) != s.end()) continue;
+            if (std::ranges::any_of(s, is_terminal)) continue;
             if (s.empty()) mark(r);
             for (const int32_t item : s) users[item].push_back(waiting.size());
             waiting.push_back({r, s.size()});
@@ -47,16 +48,17 @@ std::vector<bool> find_nullable(const std::vector<Rule>& rules) {
     return nullable;
 }
 
-// Refuses left recursion, which libllama finds only where the empty rules are written out, and grammars on
-// which its own search for it, which walks every path, would not end.
-void check_recursion(const std::vector<Rule>& rules, std::string_view text) {
+}  // namespace
+
+void check_recursion(const Grammar& grammar, std::string_view text) {
+    const std::vector<Rule>& rules = grammar.rules;
     const std::vector<bool> nullable = find_nullable(rules);
     std::vector<Sequence> left(rules.size());
     for (size_t r = 0; r < rules.size(); ++r)
         for (const Sequence& s : rules[r].alternatives)
             for (const int32_t item : s) {
-                if (item != kTerminal) left[r].push_back(item);
-                if (item == kTerminal || !nullable[item]) break;
+                if (!is_terminal(item)) left[r].push_back(item);
+                if (is_terminal(item) || !nullable[item]) break;
             }
 
     enum State : char { unseen, open, done };
@@ -95,14 +97,6 @@ void check_recursion(const std::vector<Rule>& rules, std::string_view text) {
             stack.pop_back();
         }
     }
-}
-
-}  // namespace
-
-GrammarFacts check_grammar(std::string_view text, const llama_vocab* vocab) {
-    const Grammar grammar = read_grammar(text, vocab);
-    check_recursion(grammar.rules, text);
-    return grammar.facts;
 }
 
 }  // namespace sardine

@@ -1,20 +1,14 @@
-// Reads a GBNF grammar before libllama does.
-//
-// libllama prints what it dislikes to standard error, and on some texts it aborts, loops or takes all memory:
-// a{3,1}, left recursion through rules that may be empty, very deep nesting, huge repetitions.
+// Refuses grammars that no matcher ends on, or only after very long: left recursion, also through rules that
+// may be empty, and rules that refer to each other in too many ways.
 #pragma once
-
-#include <llama.h>
 
 #include <string_view>
 
+#include "grammar.h"
+
 namespace sardine {
 
-struct GrammarFacts {
-    bool names_tokens = false;  // has <token> elements, so control tokens are the author's wish
-};
-
-// Throws InvalidArgument, with the line, unless libllama parses the text and can match with it.
-GrammarFacts check_grammar(std::string_view text, const llama_vocab* vocab);
+// Throws InvalidArgument, with the line in the text that the grammar was read from.
+void check_recursion(const Grammar& grammar, std::string_view text);
 
 }  // namespace sardine

@@ -1,100 +1,72 @@
 #include "grammar_reader.h"
 
 #include <algorithm>
-#include <cctype>
 #include <map>
 #include <utility>
 
-#include "sardine/error.h"
+#include "grammar_text.h"
 
 namespace sardine {
 namespace {
 
-constexpr size_t kMaxText = 1 << 20;
 constexpr int kMaxNesting = 200;
 constexpr uint64_t kMaxRepetition = 2000;  // libllama's
 constexpr uint64_t kMaxElements = 1'000'000;
 constexpr uint64_t kNoLimit = UINT64_MAX;
+constexpr size_t kMaxTokenName = 1024;
 
-bool is_digit(char c) {
-    return c >= '0' && c <= '9';
-}
-bool is_word(char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-' || is_digit(c);
-}
-
-class Reader {
+class Reader : private GrammarText {
  public:
-    Reader(std::string_view text, const llama_vocab* vocab) : text_(text), vocab_(vocab) {}
+    Reader(std::string_view text, const Tokenizer& tokenizer) : GrammarText(text), tokenizer_(tokenizer) {}
 
-    void read() {
-        if (text_.size() > kMaxText) fail(0, "the text is longer than 1 MiB");
-        if (const size_t nul = text_.find('\0'); nul != text_.npos) fail(nul, "there is a NUL character");
+    Grammar read() {
         skip_space(true);
-        while (pos_ < text_.size()) read_rule();
+        while (!ended()) read_rule();
         for (const auto& [name, id] : names_)
             if (!rules_[id].defined)
                 fail(rules_[id].place, "rule '" + name.substr(0, 60) + "' is not defined");
-        if (!names_.contains("root")) fail(0, "there is no rule 'root'");
+        const auto root = names_.find("root");
+        if (root == names_.end()) fail(0, "there is no rule 'root'");
+        return {std::move(rules_), std::move(terminals_), root->second, names_tokens_};
     }
-
-    Grammar take() { return {std::move(rules_), facts_}; }
 
  private:
-    char at(size_t i = 0) const { return pos_ + i < text_.size() ? text_[pos_ + i] : '\0'; }
-    [[noreturn]] void fail(size_t place, const std::string& why) const { fail_grammar(text_, place, why); }
-    [[noreturn]] void fail(const std::string& why) const { fail(pos_, why); }
-    void expect(char c, const std::string& where) {
-        if (at() != c) fail(std::string("expected '") + c + "' " + where);
-        ++pos_;
-    }
-
-    void skip_space(bool newlines) {
-        while (pos_ < text_.size()) {
-            const char c = at();
-            if (c == '#')
-                while (pos_ < text_.size() && at() != '\n' && at() != '\r') ++pos_;
-            else if (c == ' ' || c == '\t' || (newlines && (c == '\n' || c == '\r')))
-                ++pos_;
-            else
-                return;
-        }
-    }
-
     int32_t new_rule(size_t place, bool defined) {
         rules_.push_back({.alternatives = {}, .place = place, .defined = defined});
         ++symbols_;
         return static_cast<int32_t>(rules_.size()) - 1;
     }
 
-    int32_t named_rule(std::string_view name) {
+    int32_t named_rule(std::string_view name, size_t place) {
         const auto [it, is_new] = names_.try_emplace(std::string(name), 0);
-        if (is_new) it->second = new_rule(pos_, false);
+        if (is_new) it->second = new_rule(place, false);
         return it->second;
     }
 
-    std::string_view read_name() {
-        const size_t begin = pos_;
-        while (is_word(at())) ++pos_;
-        if (pos_ == begin) fail("expected the name of a rule");
-        return text_.substr(begin, pos_ - begin);
+    int32_t new_terminal(Terminal t) {
+        terminals_.push_back(std::move(t));
+        return terminal_item(static_cast<int32_t>(terminals_.size()) - 1);
+    }
+
+    int32_t char_terminal(uint32_t c) {
+        const auto [it, is_new] = chars_.try_emplace(c, 0);
+        if (is_new) it->second = new_terminal({.ranges = {{c, c}}});
+        return it->second;
     }
 
     void read_rule() {
-        const size_t begin = pos_;
+        const size_t begin = pos();
         const std::string_view name = read_name();
-        const int32_t id = named_rule(name);
+        const int32_t id = named_rule(name, begin);
         if (rules_[id].defined)
             fail(begin, "rule '" + std::string(name.substr(0, 60)) + "' is defined twice");
         rules_[id].defined = true;
         rules_[id].place = begin;
         skip_space(false);
-        if (text_.substr(pos_, 3) != "::=") fail("expected ::= after the name of a rule");
-        pos_ += 3;
+        expect("::=", "expected ::= after the name of a rule");
         skip_space(true);
         read_alternatives(id, 0);
-        if (pos_ < text_.size() && at() != '\n' && at() != '\r')
-            fail(std::string("unexpected '") + at() + "'");
+        if (!ended() && at() != '\n' && at() != '\r') fail(std::string("unexpected '") + at() + "'");
         skip_space(true);
     }
 
@@ -106,7 +78,7 @@ class Reader {
             rules_[id].alternatives.push_back(std::move(items));
             add_elements(rules_[id], size);
             if (at() != '|') return;
-            ++pos_;
+            skip();
             skip_space(true);
         }
     }
@@ -117,78 +89,72 @@ class Reader {
         if (elements_ > kMaxElements) fail("the grammar is too large once its repetitions are written out");
     }
 
-    void skip_char() {  // one character of a literal or a class, escaped or not
-        if (at() != '\\') {
-            ++pos_;
-            while ((at() & 0xC0) == 0x80) ++pos_;
-            return;
-        }
-        const char kind = at(1);
-        const int digits = kind == 'x' ? 2 : kind == 'u' ? 4 : kind == 'U' ? 8 : 0;
-        if (!digits && (!kind || std::string_view("trn\\\"[]-").find(kind) == std::string_view::npos))
-            fail("unknown escape after a backslash");
-        for (int i = 0; i < digits; ++i)
-            if (!std::isxdigit(static_cast<unsigned char>(at(2 + i))))
-                fail("expected " + std::to_string(digits) + " hexadecimal digits after \\" + kind);
-        pos_ += 2 + digits;
-    }
-
-    uint64_t read_literal() {
-        const size_t begin = pos_++;
+    // Appends its characters to `items`, and returns how many there are.
+    uint64_t read_literal(Sequence& items) {
+        const size_t begin = pos();
+        skip();
         uint64_t n = 0;
         for (; at() != '"'; ++n) {
-            if (pos_ >= text_.size()) fail(begin, "a literal does not end");
-            skip_char();
+            if (ended()) fail(begin, "a literal does not end");
+            items.push_back(char_terminal(read_char()));
         }
-        ++pos_;
+        skip();
         return n;
     }
 
-    uint64_t read_class() {
-        const size_t begin = pos_++;
-        if (at() == '^') ++pos_;
+    uint64_t read_class(Sequence& items) {
+        const size_t begin = pos();
+        Terminal t;
+        skip();
+        if (at() == '^') {
+            t.negated = true;
+            skip();
+        }
         uint64_t n = 0;
         for (; at() != ']'; ++n) {
-            if (pos_ >= text_.size()) fail(begin, "a character class does not end");
-            skip_char();
+            if (ended()) fail(begin, "a character class does not end");
+            const uint32_t first = read_char();
+            t.ranges.emplace_back(first, first);
             if (at() != '-' || at(1) == ']') continue;
-            ++pos_;
-            if (pos_ >= text_.size()) fail(begin, "a character class does not end");
-            skip_char();
+            skip();
+            if (ended()) fail(begin, "a character class does not end");
+            t.ranges.back().second = read_char();
             ++n;
         }
-        ++pos_;
+        skip();
         if (n == 0) fail(begin, "a character class is empty");
+        items.push_back(new_terminal(std::move(t)));
         return n;
     }
 
-    uint64_t read_number() {
-        if (!is_digit(at())) fail("expected a number");
-        uint64_t n = 0;
-        for (; is_digit(at()); ++pos_) n = std::min<uint64_t>(n * 10 + (at() - '0'), 1'000'000'000);
-        return n;
-    }
-
-    void read_token() {
-        facts_.names_tokens = true;
-        if (at() == '!') ++pos_;
-        const size_t begin = pos_;
+    int32_t read_token() {
+        names_tokens_ = true;
+        Terminal t;
+        if (at() == '!') {
+            t.negated = true;
+            skip();
+        }
+        const size_t begin = pos();
         expect('<', "before a token");
         if (at() == '[') {
-            ++pos_;
-            if (read_number() >= static_cast<uint64_t>(llama_vocab_n_tokens(vocab_)))
+            skip();
+            const uint64_t id = read_number();
+            if (id >= static_cast<uint64_t>(llama_vocab_n_tokens(tokenizer_.vocab())))
                 fail(begin, "a token id is outside the vocabulary");
             expect(']', "after a token id");
             expect('>', "after a token id");
-            return;
+            t.token = static_cast<int32_t>(id);
+            return new_terminal(std::move(t));
         }
-        while (pos_ < text_.size() && at() != '>') ++pos_;
+        while (!ended() && at() != '>') skip();
         expect('>', "after the name of a token");
-        const std::string_view name = text_.substr(begin, pos_ - begin);
-        llama_token tokens[2];
-        if (llama_tokenize(vocab_, name.data(), static_cast<int32_t>(name.size()), tokens, 2, false, true) !=
-            1)
+        const std::string_view name = since(begin);
+        std::vector<int32_t> ids;
+        if (name.size() <= kMaxTokenName) ids = tokenizer_.tokenize(name, false, true);
+        if (ids.size() != 1)
             fail(begin, "'" + std::string(name.substr(0, 60)) + "' is not one token of the vocabulary");
+        t.token = ids[0];
+        return new_terminal(std::move(t));
     }
 
     // Reads symbols until something else comes; `size` grows by the elements that libllama makes of them.
@@ -198,11 +164,11 @@ class Reader {
         size_t last = 0;         // where the last symbol begins in items
         uint64_t last_size = 0;  // elements of the last symbol
         uint64_t repeats = 1;    // rules that repeating it once more would copy, as libllama counts
-        while (pos_ < text_.size()) {
+        while (!ended()) {
             const char c = at();
             const size_t symbol_start = items.size();
             if (c == '*' || c == '+' || c == '?' || c == '{') {
-                const size_t begin = pos_;
+                const size_t begin = pos();
                 const auto [min, max] = read_repetition(nested);
                 if (last == items.size()) fail(begin, "there is nothing to repeat");
                 repeat(begin, min, max, repeats, items, last, last_size, size);
@@ -211,34 +177,29 @@ class Reader {
             }
             repeats = 1;
             if (c == '"') {
-                last_size = read_literal();
-                if (last_size) items.push_back(kTerminal);
+                last_size = read_literal(items);
             } else if (c == '[') {
-                last_size = read_class();
-                items.push_back(kTerminal);
+                last_size = read_class(items);
             } else if (c == '<' || c == '!') {
-                read_token();
+                items.push_back(read_token());
                 last_size = 1;
-                items.push_back(kTerminal);
             } else if (c == '.') {
-                ++pos_;
+                skip();
+                items.push_back(new_terminal({.ranges = {}, .negated = true}));  // nothing else
                 last_size = 1;
-                items.push_back(kTerminal);
             } else if (is_word(c)) {
-                const size_t begin = pos_;
-                const std::string_view name = read_name();
-                pos_ = begin;  // where an unknown name stands
-                items.push_back(named_rule(name));
-                pos_ += name.size();
+                const size_t begin = pos();
+                items.push_back(named_rule(read_name(), begin));
                 last_size = 1;
             } else if (c == '(') {
-                const size_t begin = pos_++;
+                const size_t begin = pos();
+                skip();
                 skip_space(true);
                 const uint64_t before = symbols_;
                 const int32_t group = new_rule(begin, true);
                 read_alternatives(group, depth + 1);
                 if (at() != ')') fail(begin, "a parenthesis is not closed");
-                ++pos_;
+                skip();
                 repeats = std::max<uint64_t>(1, symbols_ - before);
                 items.push_back(group);
                 last_size = 1;
@@ -253,7 +214,8 @@ class Reader {
     }
 
     std::pair<uint64_t, uint64_t> read_repetition(bool nested) {
-        const char c = text_[pos_++];
+        const char c = at();
+        skip();
         if (c == '*') return {0, kNoLimit};
         if (c == '+') return {1, kNoLimit};
         if (c == '?') return {0, 1};
@@ -262,15 +224,17 @@ class Reader {
         uint64_t max = min;
         skip_space(nested);
         if (at() == ',') {
-            ++pos_;
+            skip();
             skip_space(nested);
             max = is_digit(at()) ? read_number() : kNoLimit;
             skip_space(nested);
         }
         expect('}', "after a number of repetitions");
         if (max < min) fail("the largest number of repetitions is below the smallest");
-        if (min > kMaxRepetition) fail("more than " + std::to_string(kMaxRepetition) + " repetitions");
-        return {min, max > kMaxRepetition ? kNoLimit : max};
+        // libllama takes a larger upper limit for none.
+        if (min > kMaxRepetition || (max != kNoLimit && max > kMaxRepetition))
+            fail("more than " + std::to_string(kMaxRepetition) + " repetitions");
+        return {min, max};
     }
 
     void repeat(size_t begin, uint64_t min, uint64_t max, uint64_t& repeats, Sequence& items, size_t last,
@@ -282,7 +246,10 @@ class Reader {
         repeats *= total;
         const Sequence once(items.begin() + static_cast<std::ptrdiff_t>(last), items.end());
         const uint64_t optional = limited ? max - min : 1;
+        if (elements_ + size + once.size() * min > kMaxElements)
+            fail(begin, "the grammar is too large once its repetitions are written out");
         if (min == 0) items.resize(last);
+        for (uint64_t i = 1; i < min; ++i) items.insert(items.end(), once.begin(), once.end());
         size += last_size * min - last_size;
         uint64_t now = last_size * min;
         if (optional > 0) {
@@ -303,26 +270,19 @@ class Reader {
         last_size = now;
     }
 
-    std::string_view text_;
-    const llama_vocab* vocab_;
-    size_t pos_ = 0;
+    const Tokenizer& tokenizer_;
+    std::vector<Terminal> terminals_;
+    std::map<uint32_t, int32_t> chars_;  // the terminals of single characters
     std::map<std::string, int32_t, std::less<>> names_;
     std::vector<Rule> rules_;
-    GrammarFacts facts_;
+    bool names_tokens_ = false;
     uint64_t symbols_ = 0, elements_ = 0;
 };
 
 }  // namespace
 
-Grammar read_grammar(std::string_view text, const llama_vocab* vocab) {
-    Reader reader(text, vocab);
-    reader.read();
-    return reader.take();
-}
-
-void fail_grammar(std::string_view text, size_t place, const std::string& why) {
-    const auto line = 1 + std::count(text.begin(), text.begin() + std::min(place, text.size()), '\n');
-    throw InvalidArgument("grammar, line " + std::to_string(line) + ": " + why);
+Grammar read_grammar(std::string_view text, const Tokenizer& tokenizer) {
+    return Reader(text, tokenizer).read();
 }
 
 }  // namespace sardine

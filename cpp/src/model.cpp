@@ -25,13 +25,41 @@ int checked_threads(int n_threads) {
     return n_threads > 0 ? n_threads : default_threads();
 }
 
+namespace {
+
+// Where the stages of loading lie between 0 and 1: the checks, the tokenizer, the copies to a GPU.
+struct Stage {
+    double begin, end;
+};
+constexpr Stage kChecks{0.0, 0.9}, kChecksBeforeGpu{0.0, 0.3}, kGpu{0.4, 1.0};
+
+Progress within(Stage stage, const Progress& progress) {
+    if (!progress) return {};
+    return [stage, &progress](double done) { progress(stage.begin + done * (stage.end - stage.begin)); };
+}
+
+StopPoint at(double done, const Progress& progress) {
+    if (!progress) return {};
+    return [done, &progress] { progress(done); };
+}
+
+}  // namespace
+
 Model::Model(const std::string& path, const ModelOptions& options)
     : file_(path),
       hparams_(read_hparams(file_)),
       adapter_(open_adapter(options.adapter, file_, hparams_)),
       experts_(read_expert_params(adapter_ ? *adapter_ : file_, hparams_)),
-      weights_(load_weights(file_, adapter_.get(), hparams_, experts_, checked_threads(options.n_threads))),
-      tokenizer_(file_, hparams_.n_vocab) {
+      weights_(load_weights(file_, adapter_.get(), hparams_, experts_, checked_threads(options.n_threads),
+                            within(options.n_gpu_layers ? kChecksBeforeGpu : kChecks, options.progress))),
+      tokenizer_(file_, hparams_.n_vocab,
+                 at(options.n_gpu_layers ? kChecksBeforeGpu.end : kChecks.end, options.progress)) {
+    check_unchanged();
+    offload(options);
+    if (options.progress) options.progress(1.0);
+}
+
+void Model::offload(const ModelOptions& options) {
     int64_t n = options.n_gpu_layers;
     if (n < kAutoLayers)
         throw InvalidArgument("n_gpu_layers is " + std::to_string(n) +
@@ -47,11 +75,19 @@ Model::Model(const std::string& path, const ModelOptions& options)
     }
     if (n == kAllLayers || n > all) n = all;
     check_gpu_weights(weights_, hparams_, n, gpu->free_memory());
-    device_weights_ = std::make_unique<DeviceWeights>(weights_, hparams_, all - n, *gpu);
+    device_weights_ =
+        std::make_unique<DeviceWeights>(weights_, hparams_, all - n, *gpu, within(kGpu, options.progress));
+    check_unchanged();
     gpu_ = gpu->name();
 }
 
+void Model::check_unchanged() const {
+    file_.check_unchanged();
+    if (adapter_) adapter_->check_unchanged();
+}
+
 bool Model::adapter_fits_norms() const {
+    check_unchanged();
     return !adapter_ || fits_norms(*adapter_, file_, hparams_);
 }
 

@@ -8,6 +8,8 @@
 #include <string>
 
 #include "grammar_check.h"
+#include "grammar_matcher.h"
+#include "grammar_reader.h"
 #include "sardine/error.h"
 
 namespace sardine {
@@ -152,24 +154,25 @@ void Sampler::add_grammar(const std::string& text) {
     if (!model_ || !model_->tokenizer().available())
         throw InvalidArgument("a grammar needs a model with a tokenizer");
     const Tokenizer& tokenizer = model_->tokenizer();
-    const GrammarFacts facts = check_grammar(text, tokenizer.vocab());
-    try {
-        grammar_.reset(llama_sampler_init_grammar(tokenizer.vocab(), text.c_str(), "root"));
-    } catch (const std::exception& e) {
-        throw InvalidArgument(std::string("grammar: libllama refuses it: ") + e.what());
-    }
-    if (!grammar_) throw InvalidArgument("grammar: libllama refuses it");
-    if (facts.names_tokens) return;
+    const Grammar grammar = read_grammar(text, tokenizer);
+    check_recursion(grammar, text);
+    grammar_ = std::make_unique<GrammarMatcher>(grammar);
+    kinds_.resize(n_vocab_, TokenKind::plain);
     for (int32_t t = 0; t < n_vocab_; ++t)
-        if (tokenizer.is_control(t) && !tokenizer.is_end(t)) forbidden_.push_back(t);
+        if (tokenizer.is_end(t))
+            kinds_[t] = TokenKind::end;
+        else if (!grammar.names_tokens && tokenizer.is_control(t))
+            kinds_[t] = TokenKind::forbidden;
 }
+
+Sampler::~Sampler() = default;
 
 void Sampler::accept_prompt(std::span<const int32_t> tokens) {
     const size_t n = std::min<size_t>(tokens.size(), static_cast<size_t>(repeat_last_n_));
     for (const int32_t t : tokens.last(n)) llama_sampler_accept(chain_.get(), t);
 }
 
-int32_t Sampler::choose(std::span<const float> logits, bool constrained) {
+int32_t Sampler::choose(std::span<const float> logits, bool constrained, const StopPoint& stop) {
     candidates_.resize(logits.size());
     for (size_t i = 0; i < logits.size(); ++i) {
         if (!std::isfinite(logits[i]))
@@ -177,11 +180,9 @@ int32_t Sampler::choose(std::span<const float> logits, bool constrained) {
         candidates_[i] = {static_cast<llama_token>(i), logits[i], 0.0f};
     }
     for (const auto& [token, bias] : bias_) candidates_[token].logit += bias;
-    if (constrained) {
-        llama_token_data_array all{candidates_.data(), candidates_.size(), -1, false};
-        llama_sampler_apply(grammar_.get(), &all);
-        for (const int32_t t : forbidden_) candidates_[t].logit = kNever;
-    }
+    if (constrained)
+        for (llama_token_data& c : candidates_)
+            if (c.logit != kNever && !allowed_by_grammar(c.id, stop)) c.logit = kNever;
     if (constrained || !bias_.empty())  // samplers further on take logarithms of probabilities
         std::erase_if(candidates_, [](const llama_token_data& c) { return !std::isfinite(c.logit); });
     if (candidates_.empty())
@@ -194,31 +195,31 @@ int32_t Sampler::choose(std::span<const float> logits, bool constrained) {
     return array.data[array.selected].id;
 }
 
-bool Sampler::allowed_by_grammar(int32_t token) {
-    if (std::ranges::find(forbidden_, token) != forbidden_.end()) return false;
-    llama_token_data one{token, 1.0f, 0.0f};
-    llama_token_data_array array{&one, 1, -1, false};
-    llama_sampler_apply(grammar_.get(), &array);
-    return one.logit != kNever;
+bool Sampler::allows(int32_t token) {
+    if (token < 0 || token >= n_vocab_)
+        throw InvalidArgument("token id " + std::to_string(token) + " is outside the vocabulary of " +
+                              std::to_string(n_vocab_));
+    return !grammar_ || allowed_by_grammar(token, {});
 }
 
-int32_t Sampler::sample(std::span<const float> logits) {
+bool Sampler::allowed_by_grammar(int32_t token, const StopPoint& stop) {
+    if (kinds_[token] == TokenKind::forbidden) return false;
+    if (kinds_[token] == TokenKind::end) return grammar_->may_end();
+    return grammar_->allows(token, model_->tokenizer().pieces()[token], stop);
+}
+
+int32_t Sampler::sample(std::span<const float> logits, const StopPoint& stop) {
     if (logits.empty()) throw InvalidArgument("there are no logits to sample from: evaluate a token first");
     if (static_cast<int64_t>(logits.size()) != n_vocab_)
         throw InvalidArgument("there are " + std::to_string(logits.size()) + " logits, expected " +
                               std::to_string(n_vocab_));
-    if (grammar_failed_) throw Error("the text cannot go on by the grammar");  // libllama would abort
-    int32_t token = choose(logits, false);
+    int32_t token = choose(logits, false, stop);
     // As llama.cpp: the whole vocabulary is held against the grammar only when the choice is.
     if (grammar_) {
-        if (!allowed_by_grammar(token)) token = choose(logits, true);
-        try {
-            llama_sampler_accept(grammar_.get(), token);
-        } catch (const std::exception& e) {
-            // A <token> element after characters: libllama lets it match inside of a token, then does not.
-            grammar_failed_ = true;
-            throw Error(std::string("the text cannot go on by the grammar: ") + e.what());
-        }
+        if (!allowed_by_grammar(token, stop)) token = choose(logits, true, stop);
+        if (kinds_[token] != TokenKind::end &&
+            !grammar_->accept(token, model_->tokenizer().pieces()[token], stop))
+            throw Error("the text cannot go on by the grammar");
     }
     llama_sampler_accept(chain_.get(), token);
     return token;

@@ -1,5 +1,7 @@
 #include "sardine/session.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -19,10 +21,19 @@ int64_t now_ns() {
     return std::chrono::steady_clock::now().time_since_epoch().count();
 }
 
+// The process in which OpenMP made threads for us, 0 before: it waits for them forever in a forked child.
+std::atomic<pid_t> threads_made_in{0};
+
+[[noreturn]] void refuse_fork(const std::string& what) {
+    throw ForkError(what +
+                    " in the process that fork made of another one, which does not have its threads: " +
+                    "use multiprocessing's 'spawn' or 'forkserver', or n_threads=1 in both");
+}
+
 }  // namespace
 
 Session::Session(std::shared_ptr<const Model> model, const SessionOptions& o)
-    : model_(std::move(model)), mode_(o.mode) {
+    : model_(std::move(model)), mode_(o.mode), pid_(::getpid()) {
     const HParams& h = model_->hparams();
     if ((o.n_ctx < 0 && o.n_ctx != kAutoContext) || o.n_ctx > std::numeric_limits<int32_t>::max())
         throw InvalidArgument("n_ctx is " + std::to_string(o.n_ctx) +
@@ -34,6 +45,10 @@ Session::Session(std::shared_ptr<const Model> model, const SessionOptions& o)
                               "' needs a file with experts, and " + model_->path() +
                               " is a plain base model: use 'off'");
     n_threads_ = checked_threads(o.n_threads);
+    const pid_t threads_in = threads_made_in;
+    if (n_threads_ > 1 && threads_in != 0 && threads_in != pid_)
+        refuse_fork("a context with n_threads=" + std::to_string(n_threads_) + " cannot be made");
+    model_->check_unchanged();
     const StopCheck stop{[](void* self, int ith) { return static_cast<Session*>(self)->should_stop(ith); },
                          this};
     engine_ = std::make_unique<Engine>(
@@ -58,6 +73,10 @@ Session::~Session() = default;
 
 std::unique_lock<std::mutex> Session::lock() {
     std::unique_lock<std::mutex> l(mutex_, std::try_to_lock);
+    const bool forked = pid_ != ::getpid();
+    if (forked && (!l || n_threads_ > 1 || model_->device_weights()))
+        refuse_fork("a context that the parent made with n_threads=" + std::to_string(n_threads_) +
+                    " cannot be used");
     if (!l)
         throw BusyError("this context is evaluating in another thread: give each thread its own, or wait");
     return l;
@@ -146,6 +165,7 @@ void Session::steer(Steering steering, Claim claim) {
         throw InvalidArgument("experts are set, and delta_mode 'off' runs none: use 'sparse' or 'gain'");
     steering = checked_steering(std::move(steering), n_experts);
     if (steering == steering_) return;
+    model_->check_unchanged();
     engine_->steer(steering);
     use(claim);
     steering_ = std::move(steering);
@@ -173,18 +193,27 @@ void Session::check(std::span<const int32_t> tokens) const {
                                   std::to_string(model_->hparams().n_vocab));
 }
 
+void Session::begin(std::optional<uint64_t> since) {
+    since_ = since.value_or(n_cancels());
+    stopped_.store(false, std::memory_order_relaxed);
+    next_interrupt_ns_ = now_ns() + kInterruptNs;
+}
+
+void Session::stop_if_asked() {
+    if (should_stop(0)) throw Cancelled("this was cancelled");
+}
+
 void Session::eval(std::span<const int32_t> tokens, float* all_logits, std::optional<uint64_t> since,
                    Claim claim) {
     check_claim(claim);
     check(tokens);
-    since_ = since.value_or(n_cancels());
-    stopped_.store(false, std::memory_order_relaxed);
+    begin(since);
     if (n_cancels() != since_) throw Cancelled("the evaluation was cancelled before it began");
+    model_->check_unchanged();
     const auto n = static_cast<int64_t>(tokens.size());
     const auto n_past = static_cast<int64_t>(tokens_.size());
     const int64_t n_vocab = model_->hparams().n_vocab;
     use(claim);
-    next_interrupt_ns_ = now_ns() + kInterruptNs;
     routing_ = {};
     if (mode_ != DeltaMode::off) {
         routing_.n_layers = static_cast<int64_t>(model_->experts().layers.size());
@@ -198,6 +227,7 @@ void Session::eval(std::span<const int32_t> tokens, float* all_logits, std::opti
     try {
         for (int64_t i = 0; i < n; i += n_batch()) {
             const int64_t m = std::min(n_batch(), n - i);
+            if (i > 0) model_->check_unchanged();
             run(tokens.subspan(i, m), all_logits != nullptr, all_logits ? all_logits + i * n_vocab : nullptr,
                 i);
             tokens_.insert(tokens_.end(), tokens.begin() + i, tokens.begin() + i + m);
@@ -236,6 +266,7 @@ void Session::run(std::span<const int32_t> tokens, bool want_all, float* all_log
     }
     if (g.last) *static_cast<int32_t*>(g.last->data) = static_cast<int32_t>(n - 1);
 
+    if (n_threads_ > 1) threads_made_in = pid_;
     if (profile_) profile_->begin(g.graph);
     const ggml_status status = engine_->compute(g);
     if (profile_) profile_->end();

@@ -64,6 +64,7 @@ std::string type_text(uint32_t number) {
 
 // Identifies a model without reading all of it: sizes, every key and shape, and the start of every tensor.
 uint64_t model_hash(const Model& m) {
+    m.check_unchanged();
     constexpr uint64_t kStart = 256;
     Hash64 hash;
     for (const GgufFile* f : {&m.file(), m.adapter()}) {
@@ -110,8 +111,13 @@ struct StateLayout {
 
 class StateLoader {
  public:
-    StateLoader(StateReader& in, const StateHeader& expected, int64_t n_experts, int64_t n_ctx)
-        : in_(in), n_experts_(n_experts), header_(read_header(expected, n_ctx)), layout_(header_) {
+    StateLoader(StateReader& in, const StateHeader& expected, int64_t n_experts, int64_t n_ctx,
+                StopPoint stop)
+        : in_(in),
+          stop_(std::move(stop)),
+          n_experts_(n_experts),
+          header_(read_header(expected, n_ctx)),
+          layout_(header_) {
         if (in.size() != layout_.end)
             fail("size", "the state has " + std::to_string(in.size()) + " bytes, and one of " +
                              std::to_string(header_.n_tokens) + " tokens has " + std::to_string(layout_.end) +
@@ -133,6 +139,7 @@ class StateLoader {
         const uint64_t step = std::max<uint64_t>(1, kPiece / layout_.row_bytes) * layout_.row_bytes;
         for (uint64_t at = layout_.rows; at < layout_.hash; at += step) {
             piece.resize(std::min(step, layout_.hash - at));
+            stop_();
             in_.read(at, piece);
             hash.add(piece);
             finite = finite && all_finite(static_cast<ggml_type>(header_.kv_type), piece);
@@ -157,8 +164,12 @@ class StateLoader {
                 const bool host = ggml_backend_buffer_is_host(t->buffer);
                 if (!host) staged.resize(size);
                 const std::span<uint8_t> rows{host ? static_cast<uint8_t*>(t->data) : staged.data(), size};
-                in_.read(at, rows);
-                hash.add(rows);
+                for (uint64_t i = 0; i < size; i += kPiece) {
+                    stop_();
+                    const auto piece = rows.subspan(i, std::min(kPiece, size - i));
+                    in_.read(at + i, piece);
+                    hash.add(piece);
+                }
                 if (!host && size > 0) ggml_backend_tensor_set(t, staged.data(), 0, size);
                 at += size;
             }
@@ -249,6 +260,7 @@ class StateLoader {
     }
 
     StateReader& in_;
+    StopPoint stop_;
     int64_t n_experts_;
     StateHeader header_;
     StateLayout layout_;
@@ -262,16 +274,20 @@ uint64_t Session::state_bytes(const Steering& own) const {
     return StateLayout(h).end;
 }
 
-void Session::save(StateWriter& out, const Steering& own) const {
+void Session::save(StateWriter& out, const Steering& own) {
     if (engine_->device()) engine_->device()->check_process();
+    begin();
     const KvCache& cache = engine_->cache();
     StateHeader h = header_of(*model_, mode_, cache.type());
     fill_counts(h, steering_, own, tokens_.size(), last_logits_.size());
     Hash64 hash;
     auto put = [&](std::span<const uint8_t> bytes) {
-        hash.add(bytes);
-        for (; !bytes.empty(); bytes = bytes.subspan(std::min<size_t>(bytes.size(), kPiece)))
-            out.write(bytes.first(std::min<size_t>(bytes.size(), kPiece)));
+        for (; !bytes.empty(); bytes = bytes.subspan(std::min<size_t>(bytes.size(), kPiece))) {
+            stop_if_asked();
+            const auto piece = bytes.first(std::min<size_t>(bytes.size(), kPiece));
+            hash.add(piece);
+            out.write(piece);
+        }
     };
     put(bytes_of(&h, 1));
     for (const Steering* s : {&steering_, &own})
@@ -296,8 +312,10 @@ void Session::save(StateWriter& out, const Steering& own) const {
 
 Steering Session::load(StateReader& in) {
     if (engine_->device()) engine_->device()->check_process();
+    begin();
     const int64_t n_experts = mode_ == DeltaMode::off ? 0 : model_->experts().expert_count;
-    StateLoader loader(in, header_of(*model_, mode_, engine_->cache().type()), n_experts, n_ctx());
+    StateLoader loader(in, header_of(*model_, mode_, engine_->cache().type()), n_experts, n_ctx(),
+                       [this] { stop_if_asked(); });
     loader.verify();
     if (loader.steering != steering_) engine_->steer(loader.steering);
     use({});

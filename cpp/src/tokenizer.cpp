@@ -1,45 +1,17 @@
 #include "tokenizer.h"
 
+#include <algorithm>
 #include <climits>
 #include <cstdio>
-#include <mutex>
-#include <thread>
 #include <unordered_set>
 
-#include "log.h"
+#include "capture_log.h"
+#include "system_memory.h"
 
 namespace sardine {
 namespace {
 
-// While it lives, libllama's errors go to `text` and the rest to the log sink. The callback is global to the
-// process, so it is put back.
-class CaptureLog {
- public:
-    CaptureLog() : lock_(mutex()) {
-        llama_log_get(&callback_, &user_data_);
-        llama_log_set(
-            [](ggml_log_level level, const char* line, void* self) {
-                auto* log = static_cast<CaptureLog*>(self);
-                if (level == GGML_LOG_LEVEL_ERROR && std::this_thread::get_id() == log->thread_)
-                    log->text += line;
-                else if (const LogSink sink = log_sink)
-                    sink(level, line);
-            },
-            this);
-    }
-    ~CaptureLog() { llama_log_set(callback_, user_data_); }
-    std::string text;
-
- private:
-    static std::mutex& mutex() {
-        static std::mutex m;
-        return m;
-    }
-    std::lock_guard<std::mutex> lock_;
-    std::thread::id thread_ = std::this_thread::get_id();  // another thread's messages are not ours
-    ggml_log_callback callback_ = nullptr;
-    void* user_data_ = nullptr;
-};
+constexpr size_t kLoadingStack = 8 << 20;  // what a main thread has
 
 void check_array(const GgufFile& f, const std::string& key, GgufType elem, uint64_t n) {
     const GgufValue* v = f.find(key);
@@ -91,7 +63,7 @@ void check_vocabulary(const GgufFile& f, const std::string& model, int64_t n_voc
 
 }  // namespace
 
-Tokenizer::Tokenizer(const GgufFile& f, int64_t n_vocab) : n_vocab_(n_vocab) {
+Tokenizer::Tokenizer(const GgufFile& f, int64_t n_vocab, const StopPoint& stop) : n_vocab_(n_vocab) {
     const std::string model_key = "tokenizer.ggml.model";
     const std::string model = f.has(model_key) ? std::string(f.string(model_key)) : "none";
     if (model == "none" || model == "no_vocab") return;
@@ -99,20 +71,32 @@ Tokenizer::Tokenizer(const GgufFile& f, int64_t n_vocab) : n_vocab_(n_vocab) {
         f.fail(model_key, "tokenizer model '" + model.substr(0, 40) +
                               "' is not supported, expected gpt2, llama or none");
     check_vocabulary(f, model, n_vocab);
+    const std::string pre_key = "tokenizer.ggml.pre";
+    if (model == "gpt2")
+        splitter_ = f.has(pre_key) && f.string(pre_key) == "tekken" ? Splitter::tekken : Splitter::other;
 
-    ggml_backend_dev_t no_devices[] = {nullptr};
-    llama_model_params params = llama_model_default_params();
-    params.devices = no_devices;
-    params.vocab_only = true;
-    CaptureLog log;
-    try {
-        model_.reset(llama_model_load_from_file(f.path().c_str(), params));
-    } catch (const std::exception& e) {
-        log.text += e.what();
-    }
+    struct Loading {  // owned by the thread too, which may outlast this call
+        std::string path, why;
+        std::shared_ptr<llama_model> model;
+    };
+    const auto loading = std::make_shared<Loading>(Loading{f.path(), {}, {}});
+    run_with_stack(
+        kLoadingStack,
+        [loading] {
+            ggml_backend_dev_t no_devices[] = {nullptr};
+            llama_model_params params = llama_model_default_params();
+            params.devices = no_devices;
+            params.vocab_only = true;
+            loading->why = capture_errors([&] {
+                loading->model.reset(llama_model_load_from_file(loading->path.c_str(), params),
+                                     llama_model_free);
+            });
+        },
+        stop);
+    model_ = loading->model;
+    std::string why = loading->why;
     if (!model_) {
-        std::string why;
-        for (const char c : log.text) why += c == '\n' ? ' ' : c;
+        std::ranges::replace(why, '\n', ' ');
         f.fail("tokenizer", "libllama cannot read the tokenizer: " + why);
     }
     vocab_ = llama_model_get_vocab(model_.get());
@@ -145,27 +129,107 @@ int32_t guarded(const char* what, const F& f) {
 }
 }  // namespace
 
-std::vector<int32_t> Tokenizer::tokenize(std::string_view text, bool add_bos, bool special) const {
-    require();
-    if (text.size() > INT_MAX / 2) throw InvalidArgument("the text is longer than 1 GiB");
-    std::vector<int32_t> out(text.size() + 8);
-    const auto size = static_cast<int32_t>(text.size());
+namespace {
+
+// libllama splits texts with std::regex, which recurses for every character of a match: 320 bytes of stack
+// each, measured with GCC 12's. A stack's pages take memory only once they are used.
+constexpr size_t kStackPerCharacter = 1024, kStackUsedPerCharacter = 400, kStackBase = 256 << 10;
+constexpr size_t kMaxMatch = 1 << 22;
+constexpr size_t kShort = 16 << 10;    // bytes of text that are done in a moment
+constexpr size_t kMemoryPerByte = 64;  // of text, while libllama splits it
+
+// The most characters that one match of tekken's expressions may have: visible characters, then spaces or
+// slashes. Characters beyond ASCII may be of any kind.
+size_t longest_match(std::string_view text) {
+    size_t spaces = 0, others = 0, longest = 0;
+    for (const char c : text) {
+        const auto byte = static_cast<unsigned char>(c);
+        if ((byte & 0xC0) == 0x80) continue;
+        const bool any = byte >= 0x80 || byte == '/', space = byte <= ' ';
+        spaces = space || any ? spaces + 1 : 0;
+        others = !space || any ? others + 1 : 0;
+        longest = std::max({longest, spaces, others});
+    }
+    return 2 * longest + 1;
+}
+
+size_t count_characters(std::string_view text) {
+    return static_cast<size_t>(
+        std::ranges::count_if(text, [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
+}
+
+struct Work {
+    std::shared_ptr<llama_model> model;  // lives as long as the work
+    std::string text;
+    bool special;
+    std::vector<int32_t> out;
+};
+
+void run_work(Work& w) {
+    const llama_vocab* vocab = llama_model_get_vocab(w.model.get());
+    const auto size = static_cast<int32_t>(w.text.size());
+    w.out.resize(w.text.size() + 8);
     // BOS is ours to add: libllama aborts when a model asks for one that it does not define.
     auto run = [&] {
         return guarded("tokenize", [&] {
-            return llama_tokenize(vocab_, text.data(), size, out.data(), static_cast<int32_t>(out.size()),
-                                  false, special);
+            return llama_tokenize(vocab, w.text.data(), size, w.out.data(),
+                                  static_cast<int32_t>(w.out.size()), false, w.special);
         });
     };
     int32_t n = run();
     if (n < 0 && n != INT32_MIN) {
-        out.resize(-n);
+        w.out.resize(-n);
         n = run();
     }
     if (n < 0) throw InvalidArgument("the text could not be tokenized");
-    out.resize(n);
+    w.out.resize(n);
+}
+
+}  // namespace
+
+std::vector<int32_t> Tokenizer::tokenize(std::string_view text, bool add_bos, bool special,
+                                         const StopPoint& stop) const {
+    require();
+    if (text.size() > INT_MAX / 2) throw InvalidArgument("the text is longer than 1 GiB");
+    const size_t match = splitter_ == Splitter::none     ? 0
+                         : splitter_ == Splitter::tekken ? longest_match(text)
+                                                         : count_characters(text);
+    if (match > 2 * kMaxMatch)
+        throw InvalidArgument("the text has more than " + std::to_string(kMaxMatch) +
+                              " characters in a row that libllama may take as one word: break it up with "
+                              "spaces, or give it in parts");
+    const auto work = std::make_shared<Work>(Work{model_, std::string(text), special, {}});
+    const size_t stack = kStackBase + match * kStackPerCharacter;
+    if (text.size() <= kShort && stack_left() > stack) {
+        run_work(*work);
+    } else {
+        const uint64_t need = text.size() * kMemoryPerByte + match * kStackUsedPerCharacter;
+        const uint64_t free = available_memory();
+        if (need > free)
+            throw InsufficientMemory("to tokenize a text of " + std::to_string(text.size()) +
+                                     " bytes takes up to " + std::to_string(need) + " bytes, but " +
+                                     std::to_string(free) + " are available: give it in parts");
+        run_with_stack(stack, [work] { run_work(*work); }, stop);
+    }
+    std::vector<int32_t> out = std::move(work->out);
     if (add_bos && this->add_bos() && bos() >= 0) out.insert(out.begin(), bos());
     return out;
+}
+
+const std::vector<std::string>& Tokenizer::pieces() const {
+    std::call_once(pieces_made_, [this] {
+        std::vector<std::string> made;
+        made.reserve(model_ ? n_vocab_ : 0);
+        for (int32_t t = 0; model_ && t < n_vocab_; ++t) made.push_back(piece(t, true));
+        pieces_ = std::move(made);
+    });
+    return pieces_;
+}
+
+size_t Tokenizer::longest_piece() const {
+    size_t longest = 1;
+    for (const std::string& p : pieces()) longest = std::max(longest, p.size());
+    return longest;
 }
 
 std::string Tokenizer::piece(int32_t token, bool special) const {

@@ -191,18 +191,38 @@ DeltaMatrix load_delta(Loader& in, const std::string& prefix, int64_t n_rows, in
 }
 
 std::unique_ptr<LayerExperts> load_experts(Loader& in, const std::string& layer, const HParams& h,
-                                           const ExpertParams& e, int n_threads) {
+                                           const ExpertParams& e, int n_threads, const StopPoint& stop) {
     auto x = std::make_unique<LayerExperts>();
     const auto n_expert = static_cast<int64_t>(e.expert_count);
     const GgufTensor& router = in.require(layer + "ffn_gate_inp.weight", {h.n_embd, n_expert}, GGML_TYPE_F32);
     in.finite_floats(router);
     x->router = in.view(router);
     x->mean = in.finite_floats(in.require(layer + "ffn_delta.mean", {n_expert}, GGML_TYPE_F32));
-    x->gate = load_delta(in, layer + "ffn_gate_delta", h.n_ff, h.n_embd, e, n_threads);
-    x->up = load_delta(in, layer + "ffn_up_delta", h.n_ff, h.n_embd, e, n_threads);
-    x->down = load_delta(in, layer + "ffn_down_delta", h.n_embd, h.n_ff, e, n_threads);
+    auto delta = [&](const char* name, int64_t n_rows, int64_t n_cols) {
+        if (stop) stop();
+        in.file().check_unchanged();
+        return load_delta(in, layer + name, n_rows, n_cols, e, n_threads);
+    };
+    x->gate = delta("ffn_gate_delta", h.n_ff, h.n_embd);
+    x->up = delta("ffn_up_delta", h.n_ff, h.n_embd);
+    x->down = delta("ffn_down_delta", h.n_embd, h.n_ff);
     return x;
 }
+
+// Progress over the three matrices of every layer with experts.
+class LayerSteps {
+ public:
+    LayerSteps(const ExpertParams& e, const Progress& progress)
+        : n_(3.0 * static_cast<double>(e.layers.size())), progress_(progress) {}
+    StopPoint stop() {
+        if (!progress_) return {};
+        return [this] { progress_(done_++ / n_); };
+    }
+
+ private:
+    double n_, done_ = 0;
+    const Progress& progress_;
+};
 
 LayerWeights load_layer(Loader& in, const std::string& p, const HParams& h) {
     LayerWeights l;
@@ -226,7 +246,8 @@ LayerWeights load_layer(Loader& in, const std::string& p, const HParams& h) {
 }  // namespace
 
 Weights load_weights(const GgufFile& file, const GgufFile* adapter, const HParams& h, const ExpertParams& e,
-                     int n_threads) {
+                     int n_threads, const Progress& progress) {
+    if (progress) progress(0.0);
     Weights w;
     Loader in(file, w.views);
     w.tok_embd = in.matrix("token_embd.weight", {h.n_embd, h.n_vocab});
@@ -239,19 +260,21 @@ Weights load_weights(const GgufFile& file, const GgufFile* adapter, const HParam
     std::optional<Loader> other;
     if (adapter) other.emplace(*adapter, w.adapter_views);
     Loader& from = other ? *other : in;
+    LayerSteps steps(e, progress);
     for (const uint32_t i : e.layers)
-        w.layers[i].experts = load_experts(from, layer_prefix(i), h, e, n_threads);
+        w.layers[i].experts = load_experts(from, layer_prefix(i), h, e, n_threads, steps.stop());
     in.refuse_unknown();
     if (other) other->refuse_unknown();
     return w;
 }
 
-void check_adapter(const GgufFile& adapter, int n_threads) {
+void check_adapter(const GgufFile& adapter, int n_threads, const Progress& progress) {
     const HParams h = read_adapter_shape(adapter);
     const ExpertParams e = read_expert_params(adapter, h);
     TensorViews views;
     Loader in(adapter, views);
-    for (const uint32_t i : e.layers) load_experts(in, layer_prefix(i), h, e, n_threads);
+    LayerSteps steps(e, progress);
+    for (const uint32_t i : e.layers) load_experts(in, layer_prefix(i), h, e, n_threads, steps.stop());
     in.refuse_unknown();
 }
 

@@ -10,6 +10,7 @@
 #include "delta_pack.h"
 #include "gguf_file.h"
 #include "hparams.h"
+#include "sardine/progress.h"
 
 namespace sardine {
 
@@ -54,11 +55,11 @@ struct Weights {
 };
 
 // The experts are those of `adapter`, or of `file` where it is null. `n_threads` is for the scan of their
-// indices and values.
+// indices and values. `progress` is asked between them.
 Weights load_weights(const GgufFile& file, const GgufFile* adapter, const HParams& h, const ExpertParams& e,
-                     int n_threads);
+                     int n_threads, const Progress& progress = {});
 
 // Checks an adapter file without its base: keys, names, types, shapes, every index and value.
-void check_adapter(const GgufFile& adapter, int n_threads);
+void check_adapter(const GgufFile& adapter, int n_threads, const Progress& progress = {});
 
 }  // namespace sardine

@@ -11,11 +11,14 @@ def main() -> int:
     try:
         from sardine_gguf.doctor import main as examine
     except Exception as e:  # whatever keeps it from being imported is what the doctor is asked for
+        remedy = "pip install --force-reinstall --no-deps sardine_gguf llama-cpp-python==0.3.36"
+        if "LLAMA_CPP_LIB_PATH" in str(e):
+            remedy = "unset LLAMA_CPP_LIB_PATH"
         found = {
             "name": "installation",
             "status": "error",
             "finding": f"sardine_gguf cannot be imported: {' '.join(str(e).split())}",
-            "remedy": "pip install --force-reinstall --no-deps sardine_gguf llama-cpp-python==0.3.36",
+            "remedy": remedy,
         }
         if "--json" in sys.argv[1:]:
             print(json.dumps({"ok": False, "checks": [found]}, indent=2))

@@ -46,4 +46,9 @@ def load() -> None:
     try:
         ctypes.CDLL(str(path))
     except OSError as e:
-        raise ImportError(f"cannot load {path}: {e}. Reinstall it: {_INSTALL}") from e
+        why = f"cannot load {path}: {e}"
+        if os.environ.get("LLAMA_CPP_LIB_PATH"):
+            raise ImportError(
+                f"{why}. LLAMA_CPP_LIB_PATH names that folder: unset it, or name the one with libllama.so"
+            ) from e
+        raise ImportError(f"{why}. Reinstall it: {_INSTALL}") from e

@@ -44,5 +44,25 @@ class ContextChanged(BusyError):
     """
 
 
+class ModelChanged(SardineError, RuntimeError):
+    """A model's file was written to or cut short while it is in use; nothing was evaluated since.
+
+    Attributes:
+        file: its path.
+    """
+
+    def __init__(self, message: str, *, file: str = "") -> None:
+        super().__init__(message)
+        self.file = file
+
+
+class ForkError(SardineError, RuntimeError):
+    """A process that was forked uses its parent's context, whose threads it does not have."""
+
+
+class GrammarTooComplex(SardineError, ValueError):
+    """A grammar has too many ways to go on after the text so far; the context is as it was."""
+
+
 class Cancelled(SardineError):
     """The evaluation was stopped by `cancel()`; the context is as it was before that call."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -46,6 +47,8 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
             memory and needs a head dimension that is a multiple of 32.
         seed: default seed of `generate` and the chat; negative draws a new one each time.
         verbose: print what was loaded to standard error.
+        progress: called with 0.0 to 1.0 while the file is checked and copied to a GPU; what it raises ends
+            the loading, as Ctrl-C does.
         llama: other arguments of llama-cpp-python's Llama. type_k and type_v (the same) are read as kv_type,
             last_n_tokens_size as sampling.repeat_last_n; others are taken where they ask for what is done
             anyway, and refused elsewhere.
@@ -54,6 +57,9 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
         FormatError: a file is damaged, of another kind, not a model that this runtime computes, or the
             adapter was made for a base of another shape.
         OSError: the file cannot be read.
+        ModelChanged: a file is written to while it is loaded.
+        ForkError: a forked child makes a context of several threads, and its parent has evaluated with such
+            a one: use multiprocessing's "spawn" or "forkserver".
         InsufficientMemory: the context does not fit the free memory; it names the bytes needed and free,
             and nothing was allocated.
         DeviceError: layers on a GPU are asked for and there is none to use, with what to install.
@@ -75,6 +81,7 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
         kv_type: KvType = "f16",
         seed: int = -1,
         verbose: bool = False,
+        progress: Callable[[float], object] | None = None,
         **llama: Any,
     ) -> None:
         self._session: _native.Session | None = None
@@ -98,6 +105,7 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
                 n_ctx=options.n_ctx if isinstance(options.n_ctx, int) else 0,
                 n_batch=options.n_batch,
                 kv_type=options.kv_type,
+                progress=progress,
             )
         except OSError as e:
             e.filename = e.filename or os.fspath(path)

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 CPU_SECONDS = 2.0
 MEMORY_BYTES = 256 << 20
+MESSAGE_CHARACTERS = 2000  # of an error
 
 
 def limit_process() -> None:
@@ -120,6 +121,13 @@ def render(template: Any, variables: dict[str, Any], limit: int) -> str:
     return "".join(parts)
 
 
+def message_of(text: str) -> str:
+    """An error's text, which a template may make as long as it likes, cut to MESSAGE_CHARACTERS."""
+    if len(text) <= MESSAGE_CHARACTERS:
+        return text
+    return f"{text[:MESSAGE_CHARACTERS]}… ({len(text)} characters)"
+
+
 def answer(request: dict[str, Any], cache: dict[Any, Any], env: Any) -> dict[str, Any]:
     """The reply to a request: {"text": ...}, or {"error": kind, "message": ...}.
 
@@ -138,7 +146,7 @@ def answer(request: dict[str, Any], cache: dict[Any, Any], env: Any) -> dict[str
         except (
             Exception
         ) as e:  # also SyntaxError, RecursionError and what else Python's compiler raises
-            return {"error": "syntax", "message": f"{type(e).__name__}: {e}"}
+            return {"error": "syntax", "message": message_of(f"{type(e).__name__}: {e}")}
     if "variables" not in request:
         return {"text": ""}
     try:
@@ -148,7 +156,7 @@ def answer(request: dict[str, Any], cache: dict[Any, Any], env: Any) -> dict[str
     except MemoryError:
         raise
     except Exception as e:  # a template is a program: it can fail in any way
-        return {"error": "render", "message": str(e) or type(e).__name__}
+        return {"error": "render", "message": message_of(str(e) or type(e).__name__)}
 
 
 def read_exactly(stream: BinaryIO, n: int) -> bytes:

@@ -72,7 +72,9 @@ def test_libraries_that_are_missing() -> None:
     assert (code, err) == (1, "")
     (check,) = json.loads(out)["checks"]
     assert "/nowhere" in check["finding"]
+    assert "LLAMA_CPP_LIB_PATH" in check["finding"]
     assert check["status"] == "error"
+    assert check["remedy"] == "unset LLAMA_CPP_LIB_PATH"
     assert check["remedy"] in run(LLAMA_CPP_LIB_PATH="/nowhere")[1]
 
 

@@ -92,3 +92,33 @@ def test_a_failing_handler_breaks_nothing(tiny: TinyModel, monkeypatch: pytest.M
         _log.connect()
     assert failures
     assert all(isinstance(f, RuntimeError) for f in failures)
+
+
+def test_a_handler_that_loads_a_model(tiny: TinyModel) -> None:
+    """Or that waits for a thread that does: no lock is held while a handler runs."""
+    code = """
+import logging, sys, threading
+from sardine_gguf import Sardine
+depth = 0
+class Load(logging.Handler):
+    def emit(self, record):
+        global depth
+        if depth == 0:
+            depth += 1
+            Sardine(sys.argv[1]).close()
+            t = threading.Thread(target=lambda: Sardine(sys.argv[1]).close())
+            t.start()
+            t.join()
+            print("loaded")
+logger = logging.getLogger("sardine_gguf")
+logger.setLevel(logging.DEBUG)
+handler = Load()
+handler.createLock = lambda: None
+handler.lock = None
+logger.addHandler(handler)
+Sardine(sys.argv[1]).close()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tiny.gguf)], capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "loaded\n", "")

@@ -58,6 +58,17 @@ def test_limits(process: TemplateProcess, name: str) -> None:
     assert process.render("{{ 1 + 1 }}", {}) == "2"
 
 
+def test_long_messages_are_cut(process: TemplateProcess) -> None:
+    """An error of any length that the template writes, or that holds a value of it."""
+    for source in ("{{ raise_exception('x' * 10000000) }}", "{{ ('x' * 10000000)() }}"):
+        with pytest.raises(TemplateRefusal) as caught:
+            process.render(source, {})
+        assert len(str(caught.value)) < 2100
+    with pytest.raises(TemplateSyntax) as wrong:
+        process.check("{{ 1 " + "x" * 1_000_000 + " }}")
+    assert len(str(wrong.value)) < 2100
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -73,6 +73,28 @@ class ContextChanged : public Error {
     using Error::Error;
 };
 
+// A file that is in use changed on the disk.
+class ModelChanged : public Error {
+ public:
+    ModelChanged(std::string file, const std::string& what) : Error(what), file_(std::move(file)) {}
+    const std::string& file() const { return file_; }
+
+ private:
+    std::string file_;
+};
+
+// A process that was forked uses what its parent made, which does not work there.
+class ForkError : public Error {
+ public:
+    using Error::Error;
+};
+
+// A grammar has more ways to go on than are kept track of.
+class GrammarTooComplex : public Error {
+ public:
+    using Error::Error;
+};
+
 // The evaluation was interrupted; the session is as it was before the interrupted batch.
 class Cancelled : public Error {
  public:

@@ -9,6 +9,7 @@
 #include "gguf_file.h"
 #include "hparams.h"
 #include "offload/device_weights.h"
+#include "sardine/progress.h"
 #include "tokenizer.h"
 #include "weights.h"
 
@@ -21,17 +22,21 @@ struct ModelOptions {
     // kAutoLayers: as many as leave room for a context of this plan (n_ctx 0 or less: the default).
     int64_t n_gpu_layers = 0;
     ContextPlan plan;
+    Progress progress;  // what it throws, the constructor throws
 };
 
 class Model {
  public:
     // Throws FormatError, IoError or InsufficientMemory; DeviceError if layers are asked for and there is no
-    // GPU.
+    // GPU; ModelChanged if a file changes meanwhile.
     explicit Model(const std::string& path, const ModelOptions& options = {});
 
     const std::string& path() const { return file_.path(); }
     const GgufFile& file() const { return file_; }
     const GgufFile* adapter() const { return adapter_.get(); }  // null without one
+    // Throws ModelChanged if a file is not what it was when it was opened. What changes later, while its
+    // pages are read, is not seen: where it became shorter, the process ends (SIGBUS).
+    void check_unchanged() const;
     // False if the adapter was made for a model of this shape with other norms: perhaps another finetune.
     bool adapter_fits_norms() const;
     const HParams& hparams() const { return hparams_; }
@@ -46,6 +51,8 @@ class Model {
     const std::string& gpu() const { return gpu_; }
 
  private:
+    void offload(const ModelOptions& options);
+
     GgufFile file_;  // first: everything below views it
     HParams hparams_;
     std::unique_ptr<GgufFile> adapter_;

@@ -1,4 +1,4 @@
-// Token sampling through libllama's samplers.
+// Token sampling through libllama's samplers, and a grammar through our own matcher.
 #pragma once
 
 #include <llama.h>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "sardine/model.h"
+#include "sardine/progress.h"
 
 namespace sardine {
 
@@ -37,19 +38,28 @@ struct SamplerOptions {
     std::string grammar;                       // GBNF with a rule root; "": none
 };
 
+class GrammarMatcher;
+
 class Sampler {
  public:
     // For a model's logits. Throws InvalidArgument.
     Sampler(std::shared_ptr<const Model> model, const SamplerOptions& options);
     // For any logits [n_vocab]; a grammar needs a model.
     Sampler(int64_t n_vocab, const SamplerOptions& options);
+    ~Sampler();
+
+    bool has_grammar() const { return grammar_ != nullptr; }
+    // Whether the grammar lets a token come next; true without one. Throws InvalidArgument.
+    bool allows(int32_t token);
 
     // Takes tokens as the text so far, for the penalties.
     void accept_prompt(std::span<const int32_t> tokens);
 
     // logits [n_vocab] -> token id, accepted as the text's next token. The same seed and logits give the same
-    // tokens. Throws Error if grammar and biases leave no token.
-    int32_t sample(std::span<const float> logits);
+    // tokens. A grammar may take long: `stop` is asked meanwhile, and when it throws, no token is
+    // accepted. Throws
+    // Error if grammar and biases leave no token, GrammarTooComplex.
+    int32_t sample(std::span<const float> logits, const StopPoint& stop = {});
 
  private:
     Sampler(std::shared_ptr<const Model> model, int64_t n_vocab, const SamplerOptions& options);
@@ -61,16 +71,19 @@ class Sampler {
 
     void add_grammar(const std::string& text);
     void add_ordered(const SamplerOptions& o);
-    int32_t choose(std::span<const float> logits, bool constrained);
-    bool allowed_by_grammar(int32_t token);
+    int32_t choose(std::span<const float> logits, bool constrained, const StopPoint& stop);
+    bool allowed_by_grammar(int32_t token, const StopPoint& stop);
 
-    std::shared_ptr<const Model> model_;  // the grammar points into its vocabulary
+    std::shared_ptr<const Model> model_;
     int64_t n_vocab_;
     int32_t repeat_last_n_;
     std::vector<llama_logit_bias> bias_;
-    Owned grammar_, chain_;
-    bool grammar_failed_ = false;
-    std::vector<int32_t> forbidden_;  // with the grammar: control tokens, whose names a rule could spell
+    Owned chain_;
+    std::unique_ptr<GrammarMatcher> grammar_;
+    // With the grammar, of each token: control tokens, whose names a rule could spell, are forbidden unless
+    // they end the text.
+    enum class TokenKind : uint8_t { plain, forbidden, end };
+    std::vector<TokenKind> kinds_;
     std::vector<llama_token_data> candidates_;
 };
 

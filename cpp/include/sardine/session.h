@@ -1,6 +1,8 @@
 // One context on a shared model: the tokens so far, their keys and values, and the evaluation of more.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -70,7 +72,7 @@ class Session {
 
     // Appends tokens. all_logits, if not null, receives [n, n_vocab] floats. On any error the context is as
     // before. A cancel() after n_cancels() was `since` stops it, by default one from now on. Throws
-    // ContextChanged, ContextOverflow, InvalidArgument, Cancelled, InsufficientMemory.
+    // ContextChanged, ContextOverflow, InvalidArgument, Cancelled, InsufficientMemory, ModelChanged.
     void eval(std::span<const int32_t> tokens, float* all_logits, std::optional<uint64_t> since = {},
               Claim claim = {});
 
@@ -104,9 +106,9 @@ class Session {
     // The tokens with their keys, values and last logits, the steering that made them and, for the one who
     // loads it, one more (of its own, from which this one may differ), as session_state.cpp lays them out.
     // load() gives the context that save() saw, bit for bit; on an error in the data it changes nothing, on
-    // one in reading it empties the context. Throws FormatError, ContextOverflow, IoError.
+    // one in reading it empties the context. Throws FormatError, ContextOverflow, IoError, Cancelled.
     uint64_t state_bytes(const Steering& own) const;
-    void save(StateWriter& out, const Steering& own) const;
+    void save(StateWriter& out, const Steering& own);
     Steering load(StateReader& in);
 
     // From now on, or no longer, measures where the time goes; profile() is what was found since the last
@@ -120,7 +122,12 @@ class Session {
     // Asked now and then, from the thread that calls eval; true stops it.
     void set_interrupt(std::function<bool()> interrupt) { interrupt_ = std::move(interrupt); }
 
-    // Held by a call that reads or changes the context. Throws BusyError instead of waiting.
+    // For what takes long beside eval, between its steps: begin() once, then a check that throws Cancelled.
+    void begin(std::optional<uint64_t> since = {});
+    void stop_if_asked();
+
+    // Held by a call that reads or changes the context. Throws BusyError instead of waiting; ForkError in a
+    // forked child, where neither the threads of OpenMP nor a GPU's context are.
     std::unique_lock<std::mutex> lock();
 
  private:
@@ -150,6 +157,7 @@ class Session {
     std::function<bool()> interrupt_;
     int64_t next_interrupt_ns_ = 0;
     std::mutex mutex_;
+    pid_t pid_ = 0;  // of the process that made it
 };
 
 }  // namespace sardine

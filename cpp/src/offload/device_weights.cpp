@@ -94,7 +94,8 @@ double tensor_bytes(const ggml_tensor* t) {
 
 }  // namespace
 
-DeviceWeights::DeviceWeights(const Weights& w, const HParams& h, int64_t first, const Gpu& gpu)
+DeviceWeights::DeviceWeights(const Weights& w, const HParams& h, int64_t first, const Gpu& gpu,
+                             const Progress& progress)
     : first_(first), process_(::getpid()) {
     auto keep = [&](Part& part, const char* what) {
         buffers_.push_back(part.copy(gpu, what));
@@ -108,6 +109,7 @@ DeviceWeights::DeviceWeights(const Weights& w, const HParams& h, int64_t first, 
     keep(ends, "the output's weights");
 
     for (int64_t il = first; il < h.n_layer; ++il) {
+        if (progress) progress(static_cast<double>(il - first) / static_cast<double>(h.n_layer - first));
         const LayerWeights& l = w.layers[il];
         Part part(20);
         DeviceLayer to;

@@ -9,6 +9,7 @@
 
 #include "hparams.h"
 #include "offload/gpu.h"
+#include "sardine/progress.h"
 #include "weights.h"
 
 namespace sardine {
@@ -34,7 +35,8 @@ struct DeviceLayer {
 class DeviceWeights {
  public:
     // Copies the layers from `first` on and the output; first <= n_layer. Throws InsufficientMemory.
-    DeviceWeights(const Weights& w, const HParams& h, int64_t first, const Gpu& gpu);
+    DeviceWeights(const Weights& w, const HParams& h, int64_t first, const Gpu& gpu,
+                  const Progress& progress = {});
 
     int64_t first() const { return first_; }
     const DeviceLayer& layer(int64_t il) const { return layers_[il - first_]; }
