@@ -290,7 +290,8 @@ void Session::save(StateWriter& out, const Steering& own) {
         }
     };
     put(bytes_of(&h, 1));
-    for (const Steering* s : {&steering_, &own})
+    const Steering* const kept[] = {&steering_, &own};
+    for (const Steering* s : kept)
         for (const std::vector<float>* v : {&s->weights, &s->bias}) put(bytes_of(v->data(), v->size()));
     put(bytes_of(tokens_.data(), tokens_.size()));
     put(bytes_of(last_logits_.data(), last_logits_.size()));
