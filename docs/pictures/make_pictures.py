@@ -182,7 +182,7 @@ def routing(t: Shell) -> None:
 
 SESSIONS: dict[str, tuple[Callable[[Shell], None], int, int]] = {
     "first-minute": (first_minute, 13, 124),
-    "chat": (chat, 22, 112),
+    "chat": (chat, 23, 116),
     "commands": (commands, 45, 104),
     "pipes": (pipes, 9, 100),
     "routing-chat": (routing, 36, 104),

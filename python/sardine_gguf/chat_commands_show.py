@@ -86,12 +86,12 @@ def show(chat: Chat, text: str) -> None:
     elif part == "model":
         chat.say(facts(chat.context))
     elif part == "system":
-        chat.say(chat.system or "(no system message)")
+        chat.say(chat.system or "(no system message)", as_it_is=True)
     elif part == "template":
         chat.say(chat.context.chat_template.source, as_it_is=True)
     else:
         lines = [f"{m['role']}: {m['content']}" for m in chat.messages]
-        chat.say("\n".join(lines) or "(no messages)")
+        chat.say("\n".join(lines) or "(no messages)", as_it_is=True)
 
 
 @COMMANDS.add(

@@ -29,7 +29,7 @@ def system(chat: Chat, text: str) -> None:
         chat.system = None if text == "none" else text
         chat.say("(the system message is changed)" if chat.system else "(no system message)")
     else:
-        chat.say(chat.system or "(no system message)")
+        chat.say(chat.system or "(no system message)", as_it_is=True)
 
 
 @COMMANDS.add(
