@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import tarfile
+import time
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
@@ -73,3 +74,13 @@ def test_a_step_that_fails_or_has_no_time_is_told(tmp_path: Path) -> None:
     r.save()
     assert "=== broken: code 3" in (tmp_path / "check_gpu.log").read_text()
     assert (tmp_path / "check_gpu.json").exists()
+
+
+def test_a_step_out_of_time_ends_with_all_it_started(tmp_path: Path) -> None:
+    """Its grandchild holds the pipe: only once that is dead too does the step return early."""
+    check = tool("check_gpu")
+    r = check.Run(tmp_path, budget=0.5, dry=False)
+    begin = time.monotonic()
+    assert r.step("slow", ["sh", "-c", "echo begun; sleep 60 & wait"], 0) is None
+    assert time.monotonic() - begin < 50
+    assert (r.results["slow"]["code"], r.results["slow"]["tail"]) == (-1, ["begun"])

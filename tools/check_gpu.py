@@ -22,6 +22,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -56,14 +57,18 @@ class Run:
             self.results[name] = f"left out: {self.left:.0f} s are left, {least:.0f} are needed"
             return None
         begin = time.monotonic()
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, errors="replace", start_new_session=True,
+        )  # fmt: skip
         try:
-            done = subprocess.run(
-                command, cwd=ROOT, env={**os.environ, **env}, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True, timeout=self.left, check=False,
-            )  # fmt: skip
-            text, code = done.stdout, done.returncode
-        except subprocess.TimeoutExpired as e:
-            text, code = (e.stdout or b"").decode(errors="replace"), -1
+            text, _ = process.communicate(timeout=max(self.left, 0))
+            code = process.returncode
+        except subprocess.TimeoutExpired:
+            # With what it started: a build's compilers would go on beside the next steps.
+            os.killpg(process.pid, signal.SIGKILL)
+            text, _ = process.communicate()
+            code = -1
         took = time.monotonic() - begin
         with (self.out / "check_gpu.log").open("a") as log:
             log.write(
@@ -92,8 +97,11 @@ def smi(query: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def cuda_arguments() -> list[str]:
-    """CMake arguments for parts of CUDA that do not lie with nvcc: cuBLAS from pip's package, the driver."""
+def cuda_arguments(dry: bool = False) -> list[str]:
+    """CMake arguments for parts of CUDA that do not lie with nvcc: cuBLAS from pip's package, the driver.
+
+    Ends the program where nvcc or cuBLAS is missing, unless nothing is to be built (`dry`).
+    """
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     if not Path(nvcc).exists():
         sys.exit("check_gpu: there is no nvcc")
@@ -106,6 +114,8 @@ def cuda_arguments() -> list[str]:
         root.glob("targets/*/include/cublas_v2.h")
     ):
         headers = [h for p in sys.path for h in Path(p).glob("nvidia/*/include/cublas_v2.h")]
+        if not headers and dry:
+            return args
         if not headers:
             sys.exit(
                 "check_gpu: there is no cublas_v2.h, neither with nvcc nor among Python's packages"
@@ -139,7 +149,7 @@ def build(r: Run, sources: Path, site: Path, arch: str) -> bool:
     ]
     wheels = sorted(str(w) for w in (sources / "wheels").glob("*.whl"))
     r.step("wheels", [*install, *(wheels or [str(sources / "wheels" / "*.whl")])], 5)
-    cuda = [f"-DCMAKE_CUDA_ARCHITECTURES={arch}", *cuda_arguments()]
+    cuda = [f"-DCMAKE_CUDA_ARCHITECTURES={arch}", *cuda_arguments(r.dry)]
     jobs = {"CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}
     # Objects stay in build/, so that a build that ran out of time goes on in the next call.
     kept = (site / "llama_cpp/lib/libggml-cuda.so").exists()
