@@ -1,4 +1,4 @@
-"""The parts of tools/ that can be checked without a GPU or a network."""
+"""The parts of tools/ and benchmarks/ that can be checked without a GPU or a network."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -84,3 +85,25 @@ def test_a_step_out_of_time_ends_with_all_it_started(tmp_path: Path) -> None:
     assert r.step("slow", ["sh", "-c", "echo begun; sleep 60 & wait"], 0) is None
     assert time.monotonic() - begin < 50
     assert (r.results["slow"]["code"], r.results["slow"]["tail"]) == (-1, ["begun"])
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_random_models_are_whole(
+    adapter: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What benchmarks/make_model.py writes opens and computes; here a small shape."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import make_model
+    from sardine_gguf import Sardine
+
+    monkeypatch.setattr(make_model, "_POOL_ROWS", 1 << 16)
+    widths = {
+        "hidden": 256, "inner": 512, "heads": 4, "heads_kv": 2, "head_dim": 64, "vocab": 1024,
+    }  # fmt: skip
+    base, experts = tmp_path / "base.gguf", tmp_path / "experts.gguf"
+    make_model.make(base, layers=2, n_experts=0 if adapter else 3, widths=widths)
+    if adapter:
+        make_model.make(experts, layers=2, n_experts=3, adapter=True, widths=widths)
+    with Sardine(base, adapter=experts if adapter else None, n_ctx=64) as m:
+        assert m.model.experts["expert_count"] == 3
+        assert np.isfinite(m.eval([5, 6, 7])).all()
