@@ -165,6 +165,7 @@ int32_t GrammarMatcher::step_token(int32_t set, int32_t token) {
 // token.
 int32_t GrammarMatcher::walk(std::string_view piece, Utf8& partial) {
     static constexpr int8_t kLength[16] = {1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 2, 2, 3, 4};
+    static constexpr uint32_t kLeast[5] = {0, 0, 1 << 7, 1 << 11, 1 << 16};
     int32_t set = now_;
     for (const char byte : piece.substr(0, piece.find('\0'))) {
         const auto b = static_cast<uint8_t>(byte);
@@ -176,9 +177,13 @@ int32_t GrammarMatcher::walk(std::string_view piece, Utf8& partial) {
             partial.value = partial.value << 6 | (b & 0x3F);
             --partial.missing;
         } else {
-            partial.missing = kLength[b >> 4] - 1;
-            if (partial.missing < 0) return kNone;
-            partial.value = b & ((1 << (7 - partial.missing)) - 1);
+            const int length = kLength[b >> 4];
+            if (length == 0) return kNone;
+            partial = {b & ((1u << (8 - length)) - 1), length - 1, kLeast[length]};
+        }
+        if (const auto [low, high] = range(partial); low > high) {
+            partial = {0, -1};
+            return kNone;
         }
         if (partial.missing > 0) continue;
         set = step(set, partial.value);
@@ -187,16 +192,23 @@ int32_t GrammarMatcher::walk(std::string_view piece, Utf8& partial) {
     return set;
 }
 
+// The first and the last character that it may become; first > last if there is none.
+std::pair<uint32_t, uint32_t> GrammarMatcher::range(const Utf8& begun) {
+    const int bits = begun.missing * 6;
+    uint32_t low = std::max(begun.value << bits, begun.least);
+    uint32_t high = std::min<uint32_t>(begun.value << bits | ((1u << bits) - 1), 0x10FFFF);
+    if (low >= 0xD800 && low <= 0xDFFF) low = 0xE000;  // surrogates are no characters
+    if (high >= 0xD800 && high <= 0xDFFF) high = 0xD7FF;
+    return {low, high};
+}
+
 bool GrammarMatcher::has_partial(int32_t set, const Utf8& partial) const {
-    const int n = partial.missing;
-    if (n < 0 || (n == 1 && partial.value < 2)) return false;  // the second: an overlong form
-    uint32_t low = partial.value << n * 6;
-    const uint32_t high = low | ((1u << n * 6) - 1);
-    if (low == 0 && n > 1) low = n == 2 ? 1 << 11 : 1 << 16;
+    if (partial.missing < 0) return false;
+    const std::pair<uint32_t, uint32_t> may_be = range(partial);
     return std::ranges::any_of(*sets_[set], [&](int32_t stack) {
         if (stack == kEmpty) return false;
         const Element& e = elements_[nodes_[stack].element];
-        return e.kind == Element::chars && contains(terminals_[e.value], low, high);
+        return e.kind == Element::chars && contains(terminals_[e.value], may_be.first, may_be.second);
     });
 }
 

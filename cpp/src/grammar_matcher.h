@@ -9,6 +9,7 @@
 #include <span>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "grammar.h"
@@ -21,8 +22,8 @@ class GrammarMatcher {
     // Throws GrammarTooComplex.
     explicit GrammarMatcher(const Grammar& grammar);
 
-    // Whether a token of these bytes may come next; never if it has none, or ends in the middle of what is no
-    // UTF-8. `stop` is asked on the way. Throws GrammarTooComplex.
+    // Whether a token of these bytes may come next; never if it has none, or if the text would be no UTF-8
+    // (some of which libllama takes). `stop` is asked on the way. Throws GrammarTooComplex.
     bool allows(int32_t token, std::string_view piece, const StopPoint& stop);
     // Whether the text may end.
     bool may_end() const;
@@ -45,7 +46,8 @@ class GrammarMatcher {
     };
     struct Utf8 {  // a character that has begun
         uint32_t value = 0;
-        int missing = 0;  // bytes; -1: it is none
+        int missing = 0;     // bytes; -1: it is none
+        uint32_t least = 0;  // a smaller one has a shorter form
     };
     using Stacks = std::vector<int32_t>;  // sorted numbers of nodes, or kEmpty
     struct StacksHash {
@@ -61,6 +63,7 @@ class GrammarMatcher {
     int32_t step(int32_t set, uint32_t c);
     int32_t step_token(int32_t set, int32_t token);
     int32_t walk(std::string_view piece, Utf8& partial);
+    static std::pair<uint32_t, uint32_t> range(const Utf8& begun);
     bool has_partial(int32_t set, const Utf8& partial) const;
     bool matches(const Element& e, uint32_t c) const;
     void count_work();

@@ -61,7 +61,7 @@ class GenerationMethods(TokenMethods, ExpertMethods):
             )
         sampling = self.sampling.override(**sampling_options(options))
         if isinstance(prompt, str):
-            tokens = self.prompt_tokens(prompt)
+            tokens = self._prompt_tokens(prompt)
         else:
             tokens = token_ids("prompt", prompt, self.model.hparams["n_vocab"])
         around = think or self.think_tokens

@@ -34,7 +34,7 @@ class TokenMethods(OpenModel):
             text, flag("add_bos", add_bos), flag("special", special), self.session
         )
 
-    def prompt_tokens(self, text: str) -> list[int]:
+    def _prompt_tokens(self, text: str) -> list[int]:
         """The same of a prompt. Raises ContextOverflow, soon, if it cannot fit the context."""
         longest, n_ctx = self._longest_piece, self.session.n_ctx
         if len(text) > longest * n_ctx:  # bytes are no fewer than characters

@@ -53,6 +53,12 @@ def tekken(workshop: Any) -> Iterator[tuple[Sardine, Reference]]:
         yield m, Reference(str(path))
 
 
+def is_text(data: bytes) -> bool:
+    """Whether bytes are UTF-8, or the beginning of it."""
+    ends = (end * n for n in range(4) for end in (b"\x80", b"\xbf"))
+    return any((data + e).decode(errors="replace").encode() == data + e for e in ends)
+
+
 GRAMMARS = {
     **{n: getattr(llama_grammar, n) for n in vars(llama_grammar) if n.endswith("_GBNF")},
     "unicode": 'root ::= ([à-ÿ] | [^\\x00-\\x7f] | "日" | . "!")+ "é"?',
@@ -78,6 +84,9 @@ def compare(m: Sardine, reference: Reference, grammar: str, seed: int, steps: in
         expected = reference.allowed(theirs)
         if not names_tokens:
             expected -= control
+        # libllama goes on with bytes that are no UTF-8 in some cases, which would become U+FFFD.
+        so_far = m.detokenize_bytes(text)
+        expected = {t for t in expected if names_tokens or is_text(so_far + m.model.piece(t))}
         found = set()
         for t in range(m.n_vocab):
             if ours.allows(t):
@@ -129,6 +138,30 @@ def test_any_grammar_as_llama_cpp(
     except ValueError:
         return
     compare(*tekken, grammar, seed, steps=4)
+
+
+LEADS = [0x7F, 0xC2, 0xDF, 0xE0, 0xE1, 0xED, 0xEF, 0xF0, 0xF1, 0xF4]
+
+
+@pytest.mark.parametrize("lead", LEADS)
+def test_text_stays_utf8(tekken: tuple[Sardine, Reference], lead: int) -> None:
+    """By tokens of one byte each: no long forms, surrogates or more than Unicode has."""
+    m = tekken[0]
+    pieces = {t: m.model.piece(t) for t in range(m.n_vocab) if not m.model.is_control(t)}
+    tokens = {p[0]: t for t, p in pieces.items() if len(p) == 1}
+    assert len(tokens) == 256
+    for later in (0x80, 0x90, 0xBF):
+        sampler = _native.Sampler(m.model, temperature=0.0, grammar="root ::= .+")
+        text = b""
+        for byte in (lead, later, later, later):
+            allowed = {b for b in range(1, 256) if sampler.allows(tokens[b])}
+            assert allowed == {b for b in range(1, 256) if is_text(text + bytes([b]))}, text
+            if byte not in allowed:
+                break
+            text += bytes([byte])
+            logits = np.full(m.n_vocab, -50, np.float32)
+            logits[tokens[byte]] = 50
+            assert sampler.sample_logits(logits) == tokens[byte]
 
 
 QUANTIFIERS = ["{2}", "{2,}", "{2,4}", "{0,2}", "{0}", "{0,0}", "{ 2 , 3 }", "{2 }", "*", "+", "?", "{1999}",
