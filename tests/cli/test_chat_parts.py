@@ -122,6 +122,15 @@ def test_settings_out_of_range(name: str, text: str) -> None:
         parsed(setting(name), text)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("temp", "a number"), ("top_k", "a whole number"), ("seed", "a whole number")],
+)
+def test_what_is_no_number_is_said_in_words(name: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot be warm: expected {expected}$"):
+        parsed(setting(name), "warm")
+
+
 def test_saved_settings_are_checked() -> None:
     assert checked_settings({"temperature": 0.5, "max_tokens": None}) == {
         "temperature": 0.5,
