@@ -123,5 +123,8 @@ def think(chat: Chat, text: str) -> None:
         budget = {"on": "-1", "off": "0"}.get(text, text)
         chat.options["reasoning_budget"] = parsed(setting("reasoning_budget"), budget)
     limit = chat.options.get("reasoning_budget")
+    if limit == 0:
+        chat.say("(no thoughts)")
+        return
     tokens = "no limit" if limit in (None, -1) else f"at most {count_text(int(limit), 'token')}"
     chat.say(f"(thoughts are {'shown' if chat.looks.thinking else 'hidden'}, {tokens})")

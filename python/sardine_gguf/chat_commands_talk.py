@@ -40,6 +40,9 @@ def read(chat: Chat, text: str) -> None:
     if not text:
         raise ValueError("/read needs the name of a text file")
     path = Path(text).expanduser()
+    odd = path.exists() and not (path.is_file() or path.is_dir())
+    if odd or text == "-":  # a terminal among them, whose keys are the chat's to read
+        raise ValueError(f"{path}: this is no regular file: expected a text file")
     found = read_text_file(path, limit=READ_LIMIT)
     if "\0" in found:
         raise ValueError(f"{path}: it has null characters, expected a text file")

@@ -34,15 +34,29 @@ def _switch(text: str) -> bool:
     raise ValueError("expected on or off")
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("expected a number") from None
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("expected a whole number") from None
+
+
 def _tokens(text: str) -> int | None:
-    n = int(text)
+    n = _whole(text)
     if n < -1:
         raise ValueError("expected a number of tokens, or -1 for no limit")
     return None if n == -1 else n
 
 
 def _budget(text: str) -> int:
-    n = int(text)
+    n = _whole(text)
     ThoughtBudget((-1, -1), n, ())
     return n
 
@@ -63,7 +77,7 @@ class Setting:
     flags: tuple[str, ...] = ()
 
 
-_FLOAT, _INT = float, int
+_FLOAT, _INT = _number, _whole
 SETTINGS = (
     Setting("temperature", _FLOAT, "0 takes the likeliest token", ("temp",)),
     Setting("top_k", _INT, "sample from the k likeliest; 0 turns it off"),

@@ -101,7 +101,7 @@ def _load(args: argparse.Namespace) -> Sardine:
     from sardine_gguf.model import Sardine
 
     options = model_options(args)
-    model = load_model(lambda: Sardine(args.model, **options), args.model)
+    model = load_model(lambda tell: Sardine(args.model, progress=tell, **options), args.model)
     set_template(model, args.chat_template_file)
     if args.reasoning == "on" and model.think_tokens is None:
         raise ValueError("-rea on: this model has no tokens for thoughts")

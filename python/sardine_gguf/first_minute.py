@@ -44,12 +44,15 @@ def _is_model(path: Path) -> bool:
 
 
 def load_model(
-    open_model: Callable[[], Sardine], path: str, *, program: str = "sardine-cli"
+    open_model: Callable[[Callable[[float], None]], Sardine],
+    path: str,
+    *,
+    program: str = "sardine-cli",
 ) -> Sardine:
     """The model; its warnings become lines on standard error, and errors say what to do about the file.
 
     Args:
-        open_model: loads it.
+        open_model: loads it, and tells its argument how much is done, 0.0 to 1.0.
         path: its file.
         program: whose warnings they are.
 
@@ -59,8 +62,8 @@ def load_model(
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            with Waiting(f"loading {Path(path).name}"):
-                model = open_model()
+            with Waiting(f"loading {Path(path).name}") as waiting:
+                model = open_model(waiting.progress)
     except FormatError as e:
         what = hint(e.file or path)
         if "larger than the file" in str(e):

@@ -122,7 +122,7 @@ def check_options(args: argparse.Namespace) -> None:
 def open_model(args: argparse.Namespace, path: str, adapter: str | None, n_ctx: int) -> Sardine:
     """One of the files, with experts."""
     model = load_model(
-        lambda: Sardine(
+        lambda tell: Sardine(
             path,
             adapter=adapter,
             n_ctx=n_ctx,
@@ -130,6 +130,7 @@ def open_model(args: argparse.Namespace, path: str, adapter: str | None, n_ctx: 
             n_threads=None if args.threads < 0 else args.threads,
             delta_mode=args.delta_mode,
             experts=args.experts,
+            progress=tell,
         ),
         path,
         program="sardine-routing",

@@ -1,7 +1,8 @@
-"""A line on a terminal while something takes longer than a second: what, and for how long already."""
+"""A line on a terminal while something takes longer than a second: what, how much is done, for how long."""
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ from sardine_gguf.terminal import ERASE_LINE, clean_line, columns, moves_cursor
 class Waiting:
     """Shows `text` and the seconds so far, from `after` seconds on, until it is left or stopped.
 
-    Nothing is known of how much is left, so nothing is said of it. Off a terminal nothing is written.
+    How much is done stands between them once `progress` was told it. Off a terminal nothing is written.
 
     Args:
         text: what takes time.
@@ -28,6 +29,7 @@ class Waiting:
     ) -> None:
         self._stream = stream or sys.stderr
         self._text, self._after, self._every = clean_line(text), after, every
+        self._part = ""
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -45,6 +47,10 @@ class Waiting:
     ) -> None:
         self.stop()
 
+    def progress(self, fraction: float) -> None:
+        """Takes how much is done, 0.0 to 1.0; the next update shows it in whole per cent, rounded down."""
+        self._part = f" {math.floor(100 * fraction)}%"
+
     def stop(self) -> None:
         """Takes the line away; nothing of it is written after this returns."""
         self._done.set()
@@ -56,7 +62,7 @@ class Waiting:
         start = time.monotonic()
         wait = self._after
         while not self._done.wait(wait):
-            line = f"{self._text} {time.monotonic() - start:.0f} s"
+            line = f"{self._text}{self._part} {time.monotonic() - start:.0f} s"
             self._write(ERASE_LINE + line[: columns(self._stream) - 1])
             wait = self._every
         if wait is not self._after:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -149,6 +150,23 @@ def test_a_file_waits_for_the_next_message_that_is_answered(tmp_path: Path) -> N
     model = FakeModel([KeyboardInterrupt], [("content", "ok")], [("content", "ok")])
     c = chat(model, f"/read {tmp_path / 'f.txt'}", "a", "b", "c")
     assert [m["content"] for m in c.messages] == ["text\n\nb", "ok", "c", "ok"]
+
+
+@pytest.mark.parametrize("name", ["-", "pipe", "terminal"])
+def test_what_is_no_file_is_not_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reading the terminal, or a pipe that nobody writes to, would wait without an end."""
+    keys, screen = os.openpty()
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr("sys.stdin", io.StringIO("the next message"))
+    device = os.ttyname(screen) if name == "terminal" else name
+    name = str(tmp_path / "pipe") if name == "pipe" else device
+    c = chat(FakeModel(), f"/read {name}")
+    os.close(keys)
+    os.close(screen)
+    assert c.attached == []
+    assert f"{name}: this is no regular file" in capsys.readouterr().err
 
 
 def test_the_system_message_changes_in_the_middle() -> None:

@@ -9,6 +9,7 @@ import string
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from rich.console import Console
 from rich.markdown import Markdown
+from sardine_gguf import cli, routing_cli
 from sardine_gguf.chat_commands import Commands, split_command
 from sardine_gguf.chat_commands_all import COMMANDS
 from sardine_gguf.chat_session import (
@@ -118,6 +120,15 @@ def test_every_setting_is_an_option_and_has_a_flag_of_its_name() -> None:
 def test_settings_out_of_range(name: str, text: str) -> None:
     with pytest.raises(ValueError, match=f"{setting(name).name} cannot be"):
         parsed(setting(name), text)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("temp", "a number"), ("top_k", "a whole number"), ("seed", "a whole number")],
+)
+def test_what_is_no_number_is_said_in_words(name: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot be warm: expected {expected}$"):
+        parsed(setting(name), "warm")
 
 
 def test_saved_settings_are_checked() -> None:
@@ -394,13 +405,16 @@ def test_waiting_shows_a_line_that_goes_away(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_loading_shows_a_line_when_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loader that waits until its line is there, and one that warns."""
+    """A loader that waits until its line is there, with how much is done, and warns."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", FakeTerminal())
     stream = sys.stderr
 
-    def slow() -> Any:
+    def slow(tell: Callable[[float], None]) -> Any:
         while "loading m.gguf 1 s" not in stream.getvalue():  # type: ignore[attr-defined]
+            time.sleep(0.01)
+        tell(0.429)
+        while "loading m.gguf 42% " not in stream.getvalue():  # type: ignore[attr-defined]
             time.sleep(0.01)
         warnings.warn("odd\x1b[31m norms", stacklevel=1)
         return "model"
@@ -408,6 +422,21 @@ def test_loading_shows_a_line_when_it_takes_long(monkeypatch: pytest.MonkeyPatch
     assert load_model(slow, "/x/m.gguf") == "model"  # type: ignore[comparison-overlap]
     shown = stream.getvalue()  # type: ignore[attr-defined]
     assert shown.endswith("\r\x1b[Ksardine-cli: warning: odd\ufffd[31m norms\n")
+
+
+@pytest.mark.parametrize("program", [cli, routing_cli])
+def test_programs_tell_how_much_is_loaded(
+    program: Any, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the native loading tells reaches the line, from 0 to 1."""
+    told: list[float] = []
+    monkeypatch.setattr(Waiting, "progress", lambda _, fraction: told.append(fraction))
+    more = ["-n", "1"] if program is cli else ["-o", str(tmp_path / "r.html")]
+    assert program.main(["-m", str(model_file), "-p", "a", *more]) == 0
+    assert told[0] == 0.0
+    assert told[-1] == 1.0
+    assert told == sorted(told)
+    assert len(told) >= 5
 
 
 def test_names_that_do_not_fit_are_counted() -> None:

@@ -65,7 +65,7 @@ def test_every_command(terminal: Start, example: Path, tmp_path: Path) -> None:
     assert "no system message" in t.say("/system none")
 
     assert "thoughts are hidden" in t.say("/think hide")
-    assert "at most 0 tokens" in t.say("/think off")
+    assert "(no thoughts)" in t.say("/think off")
     assert "at most 5 tokens" in t.say("/think 5")
     t.say("/think on")
     assert "shown, no limit" in t.say("/think show")
