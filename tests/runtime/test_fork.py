@@ -10,7 +10,7 @@ from models import TinyModel
 
 _BEGIN = """
 import multiprocessing, os, sys
-from sardine_gguf import ForkError, Sardine
+from sardine_gguf import BusyError, ForkError, Sardine
 
 def child(work):
     pid = os.fork()
@@ -37,7 +37,8 @@ CASES = {
 m = Sardine(path, n_threads=2)
 first(m)
 assert child(lambda: first(m) and 0) == 42
-assert child(lambda: m.n_tokens and 0) == 42
+assert child(lambda: m.session.tokens and 0) == 42
+assert child(lambda: m.n_tokens != 5) == 0
 assert first(m)
 """,
     "never_used": """
@@ -92,10 +93,10 @@ t = threading.Thread(target=lambda: m.eval([1] + [9] * 8000))
 t.start()
 while t.is_alive():
     try:
-        m.n_tokens
-    except Exception:
+        m.session.tokens
+    except BusyError:
         break
-code = child(lambda: m.n_tokens and 0)
+code = child(lambda: m.session.tokens and 0)
 m.cancel()
 t.join()
 assert code == 42, code
