@@ -7,6 +7,7 @@
 #include "bindings.h"
 #include "fp8.h"
 #include "gguf_file.h"
+#include "native_work.h"
 #include "quantize.h"
 #include "sardine/model.h"
 
@@ -134,7 +135,7 @@ py::object encode_rows(const py::buffer& data, const std::string& stored, const 
     uint8_t* dst = out.mutable_data();
     bool ok = false;
     {
-        py::gil_scoped_release release;
+        const NativeWork work;
         ok = quantize_rows(type, rows, dst, n_threads > 0 ? n_threads : default_threads());
     }
     if (!ok) return py::none();
@@ -160,7 +161,7 @@ py::array_t<float> dequantize(const py::array_t<uint8_t, py::array::c_style>& da
     const uint8_t* src = data.data();
     float* dst = out.mutable_data();
     {
-        py::gil_scoped_release release;
+        const NativeWork work;
         dequantize_rows(type, src, dst, rows, n_cols, n_threads > 0 ? n_threads : default_threads());
     }
     return out;
@@ -185,7 +186,7 @@ void decode_fp8(const py::array_t<uint8_t, py::array::c_style>& data, const std:
                        .block_rows = block_rows,
                        .block_cols = block_cols};
     float* dst = out.mutable_data();  // throws where it is read-only
-    py::gil_scoped_release release;
+    const NativeWork work;
     sardine::decode_fp8(rows, dst, n_threads > 0 ? n_threads : default_threads());
 }
 

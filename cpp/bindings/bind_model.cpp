@@ -46,7 +46,7 @@ void bind_model(py::module_& m) {
                         int64_t n_gpu_layers, int64_t n_ctx, int64_t n_batch, const std::string& kv_type,
                         const py::object& progress) {
                 const Progress tell = python_progress(progress);
-                py::gil_scoped_release release;
+                const NativeWork work;
                 return std::make_shared<Model>(
                     path, ModelOptions{.n_threads = n_threads,
                                        .adapter = adapter,
@@ -98,11 +98,11 @@ void bind_model(py::module_& m) {
                 const StopPoint signals = signal_check();
                 const uint64_t since = session ? session->n_cancels() : 0;
                 const StopPoint stop = [&] {
-                    if (signals) signals();
+                    signals();
                     if (session && session->n_cancels() != since)
                         throw Cancelled("the tokenization was cancelled");
                 };
-                py::gil_scoped_release release;
+                const NativeWork work;
                 return m.tokenizer().tokenize(view, add_bos, special, stop);
             },
             py::arg("text"), py::arg("add_bos"), py::arg("special"), py::arg("session") = py::none(),
@@ -146,7 +146,7 @@ void bind_model(py::module_& m) {
         "check_adapter",
         [](const GgufFile& file, int n_threads) {
             const Progress tell = python_progress(py::none());
-            py::gil_scoped_release release;
+            const NativeWork work;
             check_adapter(file, checked_threads(n_threads), tell);
         },
         py::arg("file"), py::arg("n_threads") = 0,

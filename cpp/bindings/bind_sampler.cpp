@@ -88,7 +88,7 @@ void bind_sampler(py::module_& m) {
     py::class_<Sampler>(m, "Sampler", "A chain of libllama's samplers with its random state.")
         .def(py::init([](std::shared_ptr<Model> model, const py::kwargs& options) {
                  const SamplerOptions o = read_options(options);
-                 py::gil_scoped_release release;
+                 const NativeWork work;
                  return std::make_unique<Sampler>(std::move(model), o);
              }),
              py::arg("model").none(false), "For a model's logits.")
@@ -119,7 +119,7 @@ void bind_sampler(py::module_& m) {
                 if (!sampler.has_grammar()) {
                     const auto lock = s.lock();
                     s.check_claim(claim);
-                    py::gil_scoped_release release;
+                    const NativeWork work;
                     return draw({});
                 }
                 int32_t token = -1;
@@ -139,7 +139,7 @@ void bind_sampler(py::module_& m) {
                 if (logits.ndim() != 1) throw py::value_error("logits must be [n_vocab]");
                 const StopPoint stop = signal_check();
                 const std::span<const float> row{logits.data(), static_cast<size_t>(logits.size())};
-                py::gil_scoped_release release;
+                const NativeWork work;
                 return sampler.sample(row, stop);
             },
             py::arg("logits"), "The same with logits given, float32 [n_vocab].");

@@ -124,7 +124,7 @@ py::array_t<float> router_logits(Session& s) {
 void steer(Session& s, std::vector<float> weights, std::vector<float> bias, Session::Claim claim) {
     const auto lock = s.lock();
     s.check_claim(claim);
-    py::gil_scoped_release release;
+    const NativeWork work;
     s.steer({.weights = std::move(weights), .bias = std::move(bias)}, claim);
 }
 
@@ -145,7 +145,7 @@ void bind_session(py::module_& m) {
                                               .n_threads = n_threads,
                                               .kv_type = kv_type,
                                               .mode = parse_delta_mode(delta_mode)};
-                 py::gil_scoped_release release;
+                 const NativeWork work;
                  return std::make_unique<Session>(std::move(model), options);
              }),
              py::arg("model"), py::kw_only(), py::arg("n_ctx") = 0, py::arg("n_batch") = 512,

@@ -4,6 +4,7 @@
 
 #include "bindings.h"
 #include "log.h"
+#include "native_work.h"
 #include "offload/gpu.h"
 #include "stack_thread.h"
 #include "system_memory.h"
@@ -71,7 +72,7 @@ void bind_system(py::module_& m) {
         "callable(level, text).");
     m.def("wait_for_left_work", &wait_for_left_work, py::call_guard<py::gil_scoped_release>(),
           "Waits for interrupted work that goes on in the background.");
-    py::module_::import("atexit").attr("register")(m.attr("wait_for_left_work"));
+    py::module_::import("atexit").attr("register")(py::cpp_function(&end_threads));
     m.def("build_info", &build_info,
           "compiler, ggml_version, ggml_commit, and ggml_features: what ggml was compiled to use.");
     m.def(

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "bindings.h"
+#include "native_work.h"
 #include "sardine/error.h"
 #include "sardine/progress.h"
 #include "sardine/session.h"
@@ -34,9 +35,9 @@ void run_interruptible(Session& s, Session::Claim claim, const F& f) {
             return true;
         });
     else
-        s.set_interrupt(nullptr);
+        s.set_interrupt(thread_ends);
     try {
-        py::gil_scoped_release release;
+        const NativeWork work;
         f();
     } catch (const Cancelled&) {
         s.set_interrupt(nullptr);
@@ -50,9 +51,12 @@ void run_interruptible(Session& s, Session::Claim claim, const F& f) {
 }
 
 // To be called without the GIL as often as one likes: every 100 ms it lets Python run signal handlers and
-// throws what they raise. Null on other threads than Python's main one.
+// throws what they raise; on other threads than Python's main one, Cancelled once the process ends.
 inline StopPoint signal_check() {
-    if (!on_main_thread()) return {};
+    if (!on_main_thread())
+        return [] {
+            if (thread_ends()) throw Cancelled("the process ends");
+        };
     using Clock = std::chrono::steady_clock;
     return [next = Clock::now()]() mutable {
         const auto now = Clock::now();
@@ -67,7 +71,7 @@ inline StopPoint signal_check() {
 inline Progress python_progress(const py::object& callable) {
     const py::handle call(callable.is_none() ? nullptr : callable.ptr());
     return [stop = signal_check(), call](double done) {
-        if (stop) stop();
+        stop();
         if (!call) return;
         const py::gil_scoped_acquire gil;
         call(done);

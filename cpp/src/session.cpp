@@ -91,7 +91,11 @@ int64_t Session::n_batch() const {
 }
 
 Session::Facts Session::facts() const {
-    const std::lock_guard held(facts_mutex_);
+    std::unique_lock held(facts_mutex_, std::defer_lock);
+    if (pid_ == ::getpid())
+        held.lock();
+    else if (!held.try_lock())  // by a thread of the parent, which no one here ends
+        refuse_fork("the facts of a context that the parent was changing cannot be read");
     return facts_;
 }
 

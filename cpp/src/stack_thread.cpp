@@ -125,6 +125,12 @@ void run_with_stack(size_t stack_bytes, std::function<void()> work, const StopPo
     if (job->error) std::rethrow_exception(job->error);
 }
 
+bool work_is_left() {
+    LeftWork& all = left_work();
+    const std::lock_guard held(all.mutex);
+    return all.count > 0;
+}
+
 void wait_for_left_work() {
     LeftWork& all = left_work();
     std::unique_lock held(all.mutex);

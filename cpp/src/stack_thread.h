@@ -16,7 +16,9 @@ size_t stack_left();
 // Throws InsufficientMemory if there is no such thread to be had.
 void run_with_stack(size_t stack_bytes, std::function<void()> work, const StopPoint& stop);
 
-// Waits for work that was left: libraries must not be torn down under it at the end of the process.
+// Whether work that was left still runs: libraries must not be torn down under it.
+bool work_is_left();
+// Waits for it.
 void wait_for_left_work();
 
 }  // namespace sardine

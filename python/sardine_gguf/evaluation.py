@@ -40,8 +40,8 @@ class EvaluationMethods(ExpertMethods):
     def cancel(self) -> None:
         """Stops what this context does in another thread, which raises Cancelled there.
 
-        That is an evaluation, a prompt's included, or a generation that has begun, even between two of
-        its tokens. What begins later is not affected.
+        That is an evaluation, a prompt's included, the making of a prompt or grammar, or a generation that
+        has begun, even between two of its tokens. What begins later is not affected.
         """
         self.session.cancel()
 

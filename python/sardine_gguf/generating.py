@@ -50,7 +50,9 @@ class GenerationMethods(TokenMethods, ExpertMethods):
             TypeError: an option that is not known or of another type.
             ValueError: an option out of range.
             ContextOverflow: the prompt is longer than the context.
+            Cancelled: cancel() was called meanwhile.
         """
+        since = self.session.n_cancels
         max_tokens = token_limit(options.pop("max_tokens", None))
         stop = stop_texts(options.pop("stop", None))
         budget, experts = options.pop("reasoning_budget", None), options.pop("experts", None)
@@ -80,6 +82,7 @@ class GenerationMethods(TokenMethods, ExpertMethods):
             prompt_logprobs=prompt_logprobs,
             experts=self._experts if experts is None else self.expert_settings(experts),
         )
+        self._stop_if_cancelled(since)
         self._follow(loop)
         return Generation(loop)
 
@@ -162,6 +165,7 @@ class GenerationMethods(TokenMethods, ExpertMethods):
         Raises:
             ValueError: think_prompt is True, and the template makes no such request.
         """
+        since = self.session.n_cancels
         template = self.chat_template
         if think_prompt is not None:
             think_prompt = flag("think_prompt", think_prompt)
@@ -172,8 +176,10 @@ class GenerationMethods(TokenMethods, ExpertMethods):
             )
         if think_prompt or (think_prompt is None and not options.get("grammar")):
             messages = template.with_think_prompt(messages)
+        prompt = template.encode(messages)
+        self._stop_if_cancelled(since)
         return self.start(
-            template.encode(messages),
+            prompt,
             think=self.think_tokens,
             reuse_prefix=True,
             logprobs=logprobs,

@@ -9,6 +9,7 @@ from weakref import ref
 
 from sardine_gguf import _native
 from sardine_gguf.context import ContextOptions
+from sardine_gguf.errors import Cancelled
 
 
 class Closable(Protocol):
@@ -73,6 +74,11 @@ class OpenModel:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _stop_if_cancelled(self, since: int) -> None:
+        """Raises Cancelled if cancel() was called since session.n_cancels was `since`."""
+        if self.session.n_cancels != since:
+            raise Cancelled("this was cancelled before its evaluation began")
 
     @property
     def session(self) -> _native.Session:

@@ -77,6 +77,7 @@ class OpenAIMethods(GenerationMethods):
             ValueError: an option out of range, or of llama-cpp-python's but not supported (with the reason).
             ContextOverflow: the prompt is longer than the context.
         """
+        since = self.session.n_cancels
         stream, echo = flag("stream", stream), flag("echo", echo)
         name = self._name(model)
         if not isinstance(prompt, str):
@@ -88,6 +89,7 @@ class OpenAIMethods(GenerationMethods):
             prompt_logprobs=echo and logprobs is not None,
             **_resolve(options, response_format),
         )
+        self._stop_if_cancelled(since)
         told = logprobs is not None
         if stream:
             return completion_chunks(generation, name, prompt=prompt_text, echo=echo, logprobs=told)
@@ -155,6 +157,7 @@ class OpenAIMethods(GenerationMethods):
         Raises:
             As `create_completion`.
         """
+        since = self.session.n_cancels
         stream = flag("stream", stream)
         logprobs = None if logprobs is None else flag("logprobs", logprobs)
         name = self._name(model)
@@ -170,6 +173,7 @@ class OpenAIMethods(GenerationMethods):
             logprobs=n_top,
             **_resolve(options, response_format),
         )
+        self._stop_if_cancelled(since)
         told = bool(logprobs)
         if stream:
             return chat_completion_chunks(generation, name, logprobs=told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pkgutil
 import resource
 import threading
 from collections.abc import Callable, Iterator
@@ -145,6 +146,32 @@ def test_cancel_before_it_begins_has_no_effect(model: Sardine, wide: TinyModel) 
     generation = model.start(PROMPT, max_tokens=20, temperature=0.8, seed=1)
     model.cancel()
     assert tokens_of(generation) == fresh(wide)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("during", ["encode", "sampler", "grammar"])
+def test_cancel_while_a_prompt_is_made(
+    model: Sardine, wide: TinyModel, monkeypatch: pytest.MonkeyPatch, during: str, stream: bool
+) -> None:
+    """A call that has not come to its evaluation is cancelled too, once what it does is done."""
+    module, name = {
+        "encode": ("sardine_gguf.chat.ChatTemplate", "encode"),
+        "sampler": ("sardine_gguf.sampling.SamplingOptions", "sampler"),
+        "grammar": ("sardine_gguf.openai_api", "response_grammar"),
+    }[during]
+    real = pkgutil.resolve_name(f"{module}.{name}")
+
+    def cancelled_within(*arguments: object, **options: object) -> object:
+        model.cancel()
+        return real(*arguments, **options)
+
+    before = model.session.counts
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{module}.{name}", cancelled_within)
+        with pytest.raises(Cancelled):
+            model.create_chat_completion([{"role": "user", "content": "the rain"}], stream=stream)
+    assert model.session.counts == before
+    check(model, wide)
 
 
 def test_cancel_reaches_one_context_only(model: Sardine, wide: TinyModel) -> None:
