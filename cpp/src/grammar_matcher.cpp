@@ -43,7 +43,8 @@ size_t GrammarMatcher::StacksHash::operator()(const Stacks& s) const {
     return h;
 }
 
-GrammarMatcher::GrammarMatcher(const Grammar& g) : terminals_(g.terminals), starts_(g.rules.size()) {
+GrammarMatcher::GrammarMatcher(const Grammar& g)
+    : terminals_(g.terminals), names_tokens_(g.names_tokens), starts_(g.rules.size()) {
     const auto add_item = [&](int32_t item) {
         if (!is_terminal(item)) return elements_.push_back({Element::rule, item});
         const int32_t t = terminal_item(item);
@@ -96,9 +97,22 @@ int32_t GrammarMatcher::number(Stacks stacks) {
     if (found != set_numbers_.end()) return found->second;
     if (n_entries_ + stacks.size() > kMaxEntries || sets_.size() >= kMaxSteps) too_complex();
     n_entries_ += stacks.size();
+    tops_.push_back(tops(stacks));
     const auto it = set_numbers_.emplace(std::move(stacks), static_cast<int32_t>(sets_.size())).first;
     sets_.push_back(&it->first);
     return it->second;
+}
+
+std::vector<int32_t> GrammarMatcher::tops(const Stacks& stacks) const {
+    std::vector<int32_t> found;
+    for (const int32_t stack : stacks) {
+        if (stack == kEmpty) continue;
+        const Element& e = elements_[nodes_[stack].element];
+        if (e.kind == Element::chars) found.push_back(e.value);
+    }
+    std::ranges::sort(found);
+    found.erase(std::ranges::unique(found).begin(), found.end());
+    return found;
 }
 
 // Replaces rules on top by what they may begin with, until every top is a terminal.
@@ -133,20 +147,25 @@ bool GrammarMatcher::matches(const Element& e, uint32_t c) const {
 int32_t GrammarMatcher::step(int32_t set, uint32_t c) {
     const uint64_t key = static_cast<uint64_t>(set) << 32 | c;
     if (const auto found = steps_.find(key); found != steps_.end()) return found->second;
-    std::vector<int32_t> todo;
-    for (const int32_t stack : *sets_[set]) {
-        count_work();
-        if (stack != kEmpty && matches(elements_[nodes_[stack].element], c)) todo.push_back(after(stack));
+    int32_t to = kNone;
+    // Most characters fit nothing, and large sets have few terminals.
+    if (std::ranges::any_of(tops_[set], [&](int32_t t) { return contains(terminals_[t], c, c); })) {
+        std::vector<int32_t> todo;
+        for (const int32_t stack : *sets_[set]) {
+            count_work();
+            if (stack != kEmpty && matches(elements_[nodes_[stack].element], c)) todo.push_back(after(stack));
+        }
+        Stacks next;
+        advance(std::move(todo), next);
+        to = number(std::move(next));
     }
-    Stacks next;
-    advance(std::move(todo), next);
-    const int32_t to = number(std::move(next));
     if (steps_.size() < kMaxSteps) steps_.emplace(key, to);
     return to;
 }
 
 // By the elements that are tokens.
 int32_t GrammarMatcher::step_token(int32_t set, int32_t token) {
+    if (!names_tokens_) return kNone;
     std::vector<int32_t> todo;
     for (const int32_t stack : *sets_[set]) {
         if (stack == kEmpty) continue;
@@ -205,11 +224,8 @@ std::pair<uint32_t, uint32_t> GrammarMatcher::range(const Utf8& begun) {
 bool GrammarMatcher::has_partial(int32_t set, const Utf8& partial) const {
     if (partial.missing < 0) return false;
     const std::pair<uint32_t, uint32_t> may_be = range(partial);
-    return std::ranges::any_of(*sets_[set], [&](int32_t stack) {
-        if (stack == kEmpty) return false;
-        const Element& e = elements_[nodes_[stack].element];
-        return e.kind == Element::chars && contains(terminals_[e.value], may_be.first, may_be.second);
-    });
+    return std::ranges::any_of(
+        tops_[set], [&](int32_t t) { return contains(terminals_[t], may_be.first, may_be.second); });
 }
 
 void GrammarMatcher::count_work() {
@@ -258,6 +274,7 @@ void GrammarMatcher::forget_others() {
     nodes_.clear();
     node_numbers_.clear();
     sets_.clear();
+    tops_.clear();
     set_numbers_.clear();
     steps_.clear();
     n_entries_ = 0;

@@ -65,17 +65,20 @@ class GrammarMatcher {
     int32_t walk(std::string_view piece, Utf8& partial);
     static std::pair<uint32_t, uint32_t> range(const Utf8& begun);
     bool has_partial(int32_t set, const Utf8& partial) const;
+    std::vector<int32_t> tops(const Stacks& stacks) const;
     bool matches(const Element& e, uint32_t c) const;
     void count_work();
     void forget_others();
 
     std::vector<Terminal> terminals_;
+    bool names_tokens_;
     std::vector<Element> elements_;
     std::vector<std::vector<int32_t>> starts_;  // of each rule's alternatives
 
     std::vector<Node> nodes_;
     std::unordered_map<Node, int32_t, NodeHash> node_numbers_;
     std::vector<const Stacks*> sets_;
+    std::vector<std::vector<int32_t>> tops_;  // of each set, the different terminals of characters on top
     std::unordered_map<Stacks, int32_t, StacksHash> set_numbers_;
     std::unordered_map<uint64_t, int32_t> steps_;  // set and character -> set
     uint64_t n_entries_ = 0;                       // of all sets

@@ -9,7 +9,9 @@ from typing import Unpack, overload
 from sardine_gguf.arguments import flag, stop_texts, token_ids
 from sardine_gguf.chat import ChatTemplate, Message
 from sardine_gguf.expert_methods import ExpertMethods
+from sardine_gguf.expert_settings import ExpertSpec
 from sardine_gguf.generation import Generation, TokenLoop
+from sardine_gguf.logprobs import TokenLogprob
 from sardine_gguf.options import GenerationOptions, sampling_options, token_limit
 from sardine_gguf.sampling import SamplingOptions
 from sardine_gguf.thoughts import ThoughtBudget
@@ -116,6 +118,29 @@ class GenerationMethods(TokenMethods, ExpertMethods):
         if stop_texts(options.get("stop")):
             raise ValueError("stop is about text, and there is none here: use stream_generate()")
         return self.start(prompt, **options).sampled_tokens()
+
+    def score(
+        self, text: str | Sequence[int], *, top: int = 0, experts: ExpertSpec | None = None
+    ) -> list[TokenLogprob]:
+        """Log probabilities of a text's tokens, each by those before it. The text takes the context's place.
+
+        Args:
+            text: as the prompt of `start`.
+            top: tell this many of the likeliest tokens there, too.
+            experts: settings of experts for this call; None takes the context's own.
+
+        Returns:
+            one a token but for the BOS; the first one's logprob (natural logarithm) is None.
+
+        Raises:
+            TypeError, ValueError, ContextOverflow: as `start`.
+        """
+        generation = self.start(
+            text, max_tokens=0, logprobs=top, prompt_logprobs=True, experts=experts
+        )
+        for _ in generation:
+            pass
+        return generation.prompt_entries
 
     def sample(self, **options: Unpack[GenerationOptions]) -> int:
         """A token drawn from the logits after the context's last one. Options but max_tokens and stop.

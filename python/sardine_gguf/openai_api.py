@@ -50,6 +50,18 @@ class OpenAIMethods(GenerationMethods):
         model: str | None = ...,
         **options: Unpack[GenerationOptions],
     ) -> Iterator[dict[str, Any]]: ...
+    @overload
+    def create_completion(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: bool,
+        logprobs: int | None = ...,
+        echo: bool = ...,
+        response_format: Mapping[str, Any] | None = ...,
+        model: str | None = ...,
+        **options: Unpack[GenerationOptions],
+    ) -> dict[str, Any] | Iterator[dict[str, Any]]: ...
     def create_completion(
         self,
         prompt: str | Sequence[int],
@@ -125,6 +137,19 @@ class OpenAIMethods(GenerationMethods):
         model: str | None = ...,
         **options: Unpack[GenerationOptions],
     ) -> Iterator[dict[str, Any]]: ...
+    @overload
+    def create_chat_completion(
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: bool,
+        logprobs: bool | None = ...,
+        top_logprobs: int | None = ...,
+        response_format: Mapping[str, Any] | None = ...,
+        think_prompt: bool | None = ...,
+        model: str | None = ...,
+        **options: Unpack[GenerationOptions],
+    ) -> dict[str, Any] | Iterator[dict[str, Any]]: ...
     def create_chat_completion(
         self,
         messages: Sequence[Message],

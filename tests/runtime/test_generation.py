@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import TinyModel, random_tokens, text_of
-from sardine_gguf import SamplingOptions, Sardine
+from sardine_gguf import ContextOverflow, SamplingOptions, Sardine
 from sardine_gguf.generation import TextFilter
 
 PROMPT = random_tokens(12, seed=21)
@@ -25,6 +25,28 @@ def test_greedy_is_argmax(tiny: TinyModel) -> None:
         expected = logits.argmax(1)[len(PROMPT) - 1 : -1]
         assert generation.tokens == expected.tolist()
         assert m.detokenize([t for t in generation.tokens if t != 2]) == text
+
+
+def test_score(tiny: TinyModel) -> None:
+    """Log probabilities by eval's logits; of a text, without the BOS before it."""
+    tokens = random_tokens(200, seed=3)
+    with tiny.open() as m:
+        scored = m.score(tokens, top=2)
+        m.reset()
+        logits = m.eval(tokens).astype(np.float64)
+        expected = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        skipped = int(tokens[0] == m.token_bos())
+        assert len(scored) == len(tokens) - skipped
+        assert scored[0].logprob is None
+        found = [t.logprob for t in scored[1:]]
+        assert found == pytest.approx(
+            [expected[i, t] for i, t in enumerate(tokens[1:])][skipped:], abs=0.02
+        )
+        assert all(t.top[0][1] >= t.top[1][1] for t in scored[1:])
+        assert "".join(t.text for t in m.score("If it rains, ")) == "If it rains, "
+        assert m.score("") == []
+        with pytest.raises(ContextOverflow):
+            m.score([5] * (m.n_ctx + 1))
 
 
 def test_seeds(tiny: TinyModel) -> None:
