@@ -40,7 +40,7 @@ def read_text_file(path: str | Path, *, limit: int = LIMIT) -> str:
 def _standard_input(size: int) -> bytes:
     """At most `size` bytes of it."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        return sys.stdin.buffer.read(size)
-    return sys.stdin.read(size).encode(
-        "utf-8", "replace"
-    )  # another object that Python code put there
+        data: bytes = sys.stdin.buffer.read(size)
+        return data
+    text: str = sys.stdin.read(size)  # another object that Python code put there
+    return text.encode("utf-8", "replace")

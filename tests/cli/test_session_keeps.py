@@ -62,6 +62,38 @@ def test_a_session_keeps_them_and_flags_win(loaded: Sardine, tmp_path: Path) -> 
     assert fixed.context.experts == {}
 
 
+def test_settings_that_a_model_cannot_take_stay_in_the_session(
+    loaded: Sardine, tmp_path: Path
+) -> None:
+    """Who goes on with the base for a turn finds the experts as they were; /experts reset drops them."""
+    file = str(tmp_path / "s")
+    c, _ = chat(loaded, session=SessionFile(file))
+    c.take("/experts science=mute")
+    c.save_session()
+
+    def off() -> tuple[Chat, io.StringIO]:
+        err = io.StringIO()
+        context = loaded.new_context(delta_mode="off")
+        options = {"temperature": 0.0, "max_tokens": 4}
+        out = io.StringIO()
+        return Chat(context, options=options, out=out, err=err, session=SessionFile(file)), err
+
+    base, err = off()
+    assert "its experts are not set here" in err.getvalue()
+    base.take("/experts")
+    assert "mode off; no expert acts" in err.getvalue()
+    base.ask(QUESTION)
+    base.save_session()
+    saved = load_conversation(file)
+    assert (len(saved.messages), saved.experts) == (2, {"science": "mute"})
+    back, _ = chat(loaded, session=SessionFile(file))
+    assert back.context.experts == {"science": "mute"}
+    base, _ = off()
+    base.take("/experts reset")
+    base.save_session()
+    assert load_conversation(file).experts == {}
+
+
 def test_old_files_and_other_models(loaded: Sardine, tmp_path: Path) -> None:
     """A file without these keys changes nothing; experts that the model lacks are told, the messages come."""
     file = tmp_path / "old.json"
