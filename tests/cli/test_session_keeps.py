@@ -62,6 +62,40 @@ def test_a_session_keeps_them_and_flags_win(loaded: Sardine, tmp_path: Path) -> 
     assert fixed.context.experts == {}
 
 
+def test_steered_answers_are_those_of_contexts_steered_from_the_start(
+    loaded: Sardine, tmp_path: Path
+) -> None:
+    """/experts, /regen and /load in one chat, beside another on the same weights; all muted is mode off."""
+
+    def fresh(**options: Any) -> str:
+        with loaded.new_context(**options) as context:
+            return (
+                Chat(context, options=settings, out=io.StringIO(), err=io.StringIO())
+                .ask(sky)
+                .answer
+            )
+
+    def again(line: str) -> str:
+        c.take(line)
+        return c.regenerate().answer
+
+    sky, settings = "Why is the sky blue?", {"temperature": 0.0, "max_tokens": 12}
+    c, _ = chat(loaded)
+    beside, _ = chat(loaded)
+    c.options = beside.options = settings
+    free = c.ask(sky).answer
+    math, off = fresh(experts={"math": 1}), fresh(delta_mode="off")
+    assert len({free, math, off}) == 3
+    assert again("/experts math=1") == math
+    c.take(f"/save {tmp_path / 'math'}")
+    assert beside.ask(sky).answer == free
+    assert again("/experts *=mute") == off
+    assert beside.regenerate().answer == free
+    assert again(f"/load {tmp_path / 'math'}") == math
+    assert again("/experts reset") == free
+    assert beside.context.experts == loaded.experts == {}
+
+
 def test_settings_that_a_model_cannot_take_stay_in_the_session(
     loaded: Sardine, tmp_path: Path
 ) -> None:
