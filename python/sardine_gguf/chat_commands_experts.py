@@ -45,9 +45,14 @@ def experts(chat: Chat, text: str) -> None:
         return
     before = context.n_tokens
     context.experts = None if text == "reset" else text
+    chat.unset_experts = {}
     said = context.expert_settings(context.experts).text(context.expert_names)
     emptied = "; the conversation is read again" if before and not context.n_tokens else ""
-    chat.say(f"({said or 'the router chooses'}{emptied})")
+    chat.say(f"({said or _unsteered(chat)}{emptied})")
+
+
+def _unsteered(chat: Chat) -> str:
+    return "no expert acts" if chat.context.delta_mode == "off" else "the router chooses"
 
 
 def _show(chat: Chat) -> None:
@@ -61,7 +66,7 @@ def _show(chat: Chat) -> None:
     per_token = context.model.experts["expert_used_count"]
     chat.say(
         f"{len(names)} experts, {per_token} a token, mode {context.delta_mode}; "
-        + (settings or "the router chooses")
+        + (settings or _unsteered(chat))
     )
     from sardine_gguf.expert_view import ExpertColours
 

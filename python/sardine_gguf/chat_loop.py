@@ -54,6 +54,7 @@ class Chat:
     Attributes:
         last: the last turn, None before the first.
         attached: texts that go before the next message.
+        unset_experts: settings of the conversation that this model cannot take, and that are saved again.
         busy: entered by the loop while it does not read; what keeps typed keys from the screen.
         piece_style: asked before each piece for the SGR sequence that colours it; only with colours.
         on_evaluated: called with the tokens of each evaluation of a turn and their routes, as
@@ -86,6 +87,7 @@ class Chat:
         self.colour = wants_colour(self.out, colour)
         self.messages: list[dict[str, Any]] = []
         self.attached: list[str] = []
+        self.unset_experts: dict[str, float | str] = {}
         self.last: Turn | None = None
         self.read = read or _no_reader
         self._instructions = instructions
@@ -130,6 +132,7 @@ class Chat:
         kept = {k: v for k, v in self.options.items() if isinstance(v, int | float | None)}
         looks = {name: getattr(self.looks, name) for name in LOOKS}
         experts = dict(self.context.experts) if self.context.expert_names else None
+        experts = experts or self.unset_experts or experts
         return Conversation(list(self.messages), kept, self._name(), experts, looks)
 
     def resume(
@@ -153,6 +156,7 @@ class Chat:
             name = conversation.path or "the saved conversation"
             raise FormatError(f"{name}: bad settings: {e}", file=conversation.path) from None
         fixed = set(fixed)
+        self.unset_experts = {}
         steered = "" if "experts" in fixed else self._steer(conversation.experts)
         self.messages = list(conversation.messages)
         self.options = {**self.options, **settings, **(quiet_settings or {})}
@@ -171,6 +175,7 @@ class Chat:
         try:
             self.context.experts = dict(experts)
         except ValueError as e:
+            self.unset_experts = dict(experts)
             return f"; its experts are not set here: {e}"
         said = self.context.expert_settings(experts).text(self.context.expert_names)
         return f"; experts {said}" if said else ""

@@ -79,7 +79,7 @@ def _single_prompt(args: argparse.Namespace) -> str | None:
         return "\n\n".join(parts)
     if args.conversation or (sys.stdin is not None and sys.stdin.isatty()):
         return None
-    return sys.stdin.read() if sys.stdin is not None else ""
+    return read_text_file("-") if sys.stdin is not None else ""
 
 
 def _information(args: argparse.Namespace) -> str | None:

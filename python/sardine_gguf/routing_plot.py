@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def picture(figures: dict[str, Any]) -> bytes:
     names = [_short(n) for n in figures["experts"]]
     rows = figures["groups"][:MAX_BARS]
     height = min(14.0, max(3.4, 1.6 + 0.28 * max(len(rows), len(figures["layers"]))))
-    with mpl.rc_context(style):
+    with mpl.rc_context(style), warnings.catch_warnings():
+        # What its font lacks, as emoji, is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure = Figure(figsize=(13, height), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
         heat, bars = figure.subplots(1, 2, width_ratios=(1.1, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -11,22 +12,35 @@ LIMIT = 64 << 20
 
 
 def read_text_file(path: str | Path, *, limit: int = LIMIT) -> str:
-    """The text of a file, `-` being standard input.
+    """The text of a file, `-` being standard input, whose line ends become \\n.
 
     Raises:
         FormatError: it is not UTF-8, or larger than `limit` bytes.
         OSError: it cannot be read.
         ValueError: the path contains a null byte.
     """
-    if str(path) == "-":
-        return sys.stdin.read()
-    with open(path, "rb") as file:  # noqa: PTH123 (also /dev/stdin)
-        data = file.read(limit + 1)
+    standard = str(path) == "-"
+    name = "standard input" if standard else str(path)
+    if standard:
+        data = _standard_input(limit + 1)
+    else:
+        with open(path, "rb") as file:  # noqa: PTH123 (also /dev/stdin)
+            data = file.read(limit + 1)
     if len(data) > limit:
-        raise FormatError(f"{path}: more than {limit >> 20} MiB of text", file=str(path))
+        raise FormatError(f"{name}: more than {limit >> 20} MiB of text", file=name)
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise FormatError(
-            f"{path}: byte {e.start} is not UTF-8: expected a text file", file=str(path)
+            f"{name}: byte {e.start} is not UTF-8: expected a text file", file=name
         ) from None
+    return text.replace("\r\n", "\n") if standard else text
+
+
+def _standard_input(size: int) -> bytes:
+    """At most `size` bytes of it."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        data: bytes = sys.stdin.buffer.read(size)
+        return data
+    text: str = sys.stdin.read(size)  # another object that Python code put there
+    return text.encode("utf-8", "replace")

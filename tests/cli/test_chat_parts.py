@@ -253,6 +253,22 @@ def test_text_files(tmp_path: Path) -> None:
         read_text_file(file)
 
 
+def test_text_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rules as for files: it may be endless, or no text."""
+
+    def given(data: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), errors="replace"))
+
+    given(b"\xef\xbb\xbfna\xc3\xafve\r\n")
+    assert read_text_file("-") == "naïve\n"
+    given(b"abc\xff")
+    with pytest.raises(FormatError, match="standard input: byte 3 is not UTF-8"):
+        read_text_file("-")
+    given(b"abcd")
+    with pytest.raises(FormatError, match="standard input: more than 0 MiB"):
+        read_text_file("-", limit=3)
+
+
 # ---- typing ----
 
 

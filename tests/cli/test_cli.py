@@ -65,6 +65,14 @@ def test_piped_text_is_one_turn(model_file: Path) -> None:
     assert piped.stdout == flag.stdout != ""
 
 
+def test_piped_bytes_that_are_no_text_are_refused(model_file: Path) -> None:
+    done = subprocess.run(
+        [*CLI, "-m", model_file, "-n", "2"], input=b"caf\xe9", capture_output=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert b"standard input: byte 3 is not UTF-8" in done.stderr
+
+
 def test_file_system_prompt_and_raw(model_file: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("hello")
     flags = ["-m", model_file, "-n", 16, "--temp", 0, "-t", 1, "--no-show-timings"]

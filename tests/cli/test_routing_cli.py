@@ -208,10 +208,22 @@ def test_a_page_that_would_be_too_large_is_refused_before_the_evaluation(
     assert (code, "too large for a browser" in err) == (2, True)
 
 
+@pytest.mark.filterwarnings("error:Glyph")
 def test_outputs(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
     """The page and the picture replace those of before; the same call gives the same bytes."""
     page, png = tmp_path / "r.html", tmp_path / "r.png"
-    args = ("-m", "@f32.gguf", "-p", TEXTS[0], "-p", "$x_{y$", "-o", str(page), "--png", str(png))
+    args = (
+        "-m",
+        "@f32.gguf",
+        "-p",
+        TEXTS[0],
+        "-p",
+        "$x_{y$ 🐟",
+        "-o",
+        str(page),
+        "--png",
+        str(png),
+    )
     code, _, err = run(capsys, folder, *args)
     assert code == 0
     assert err.splitlines() == [f"wrote {page}", f"wrote {png}"]

@@ -62,6 +62,72 @@ def test_a_session_keeps_them_and_flags_win(loaded: Sardine, tmp_path: Path) -> 
     assert fixed.context.experts == {}
 
 
+def test_steered_answers_are_those_of_contexts_steered_from_the_start(
+    loaded: Sardine, tmp_path: Path
+) -> None:
+    """/experts, /regen and /load in one chat, beside another on the same weights; all muted is mode off."""
+
+    def fresh(**options: Any) -> str:
+        with loaded.new_context(**options) as context:
+            return (
+                Chat(context, options=settings, out=io.StringIO(), err=io.StringIO())
+                .ask(sky)
+                .answer
+            )
+
+    def again(line: str) -> str:
+        c.take(line)
+        return c.regenerate().answer
+
+    sky, settings = "Why is the sky blue?", {"temperature": 0.0, "max_tokens": 12}
+    c, _ = chat(loaded)
+    beside, _ = chat(loaded)
+    c.options = beside.options = settings
+    free = c.ask(sky).answer
+    math, off = fresh(experts={"math": 1}), fresh(delta_mode="off")
+    assert len({free, math, off}) == 3
+    assert again("/experts math=1") == math
+    c.take(f"/save {tmp_path / 'math'}")
+    assert beside.ask(sky).answer == free
+    assert again("/experts *=mute") == off
+    assert beside.regenerate().answer == free
+    assert again(f"/load {tmp_path / 'math'}") == math
+    assert again("/experts reset") == free
+    assert beside.context.experts == loaded.experts == {}
+
+
+def test_settings_that_a_model_cannot_take_stay_in_the_session(
+    loaded: Sardine, tmp_path: Path
+) -> None:
+    """Who goes on with the base for a turn finds the experts as they were; /experts reset drops them."""
+    file = str(tmp_path / "s")
+    c, _ = chat(loaded, session=SessionFile(file))
+    c.take("/experts science=mute")
+    c.save_session()
+
+    def off() -> tuple[Chat, io.StringIO]:
+        err = io.StringIO()
+        context = loaded.new_context(delta_mode="off")
+        options = {"temperature": 0.0, "max_tokens": 4}
+        out = io.StringIO()
+        return Chat(context, options=options, out=out, err=err, session=SessionFile(file)), err
+
+    base, err = off()
+    assert "its experts are not set here" in err.getvalue()
+    base.take("/experts")
+    assert "mode off; no expert acts" in err.getvalue()
+    base.ask(QUESTION)
+    base.save_session()
+    saved = load_conversation(file)
+    assert (len(saved.messages), saved.experts) == (2, {"science": "mute"})
+    back, _ = chat(loaded, session=SessionFile(file))
+    assert back.context.experts == {"science": "mute"}
+    base, _ = off()
+    base.take("/experts reset")
+    base.save_session()
+    assert load_conversation(file).experts == {}
+
+
 def test_old_files_and_other_models(loaded: Sardine, tmp_path: Path) -> None:
     """A file without these keys changes nothing; experts that the model lacks are told, the messages come."""
     file = tmp_path / "old.json"
