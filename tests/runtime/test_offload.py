@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from models import TinyModel, make_model, nmse, random_tokens, text_of
-from sardine_gguf import DeviceError, InsufficientMemory, Sardine, _native
+from sardine_gguf import DeviceError, ForkError, InsufficientMemory, Sardine, _native
 
 GIB = 1 << 30
 MODES = ("sparse", "gain", "off")
@@ -73,15 +73,20 @@ def test_kinds_of_files(workshop: Path, name: str) -> None:
     """Layers without experts between others, column blocks, value types, a tied output."""
     options = {"srde": {"density": 0.05}, **CASES[name]}
     model = make_model(workshop / f"offload-{name}", **options)
-    # Quantized products round activations to 8 bits, and a last bit of the deltas may tip one of them.
-    bound = MAX_NMSE_QUANTIZED if name in ("q8_0", "f16") else MAX_NMSE
+    # Quantized products round activations to 8 bits: a last bit of the deltas may tip one of them, and that may
+    # decide between two experts that the router likes almost alike. Such a token says nothing of the sums.
+    quantized = name in ("q8_0", "f16")
     for mode in MODES:
         for n_batch in (6, 150):
             expected, expected_routes = logits(model, mode, n_batch=n_batch)
             found, routes = logits(model, mode, n_batch=n_batch, n_gpu_layers="all")
-            assert nmse(found, expected) <= bound
+            same = np.ones(len(TOKENS), bool)
             if expected_routes:
-                np.testing.assert_array_equal(routes[0], expected_routes[0])
+                same = (np.sort(routes[0]) == np.sort(expected_routes[0])).all(axis=(0, 2))
+            assert (~same).sum() <= (3 if quantized else 0)
+            assert nmse(found[same], expected[same]) <= (
+                MAX_NMSE_QUANTIZED if quantized else MAX_NMSE
+            )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -304,8 +309,8 @@ def test_forked_child(tiny: TinyModel) -> None:
                 for call in (lambda: m.eval(TOKENS[:1]), m.save_state):
                     try:
                         call()
-                    except DeviceError as e:
-                        failed += "forked" in str(e)
+                    except (DeviceError, ForkError) as e:
+                        failed += "fork" in str(e)
                 m.close()
                 code = 0 if failed == 2 else 2
             os._exit(code)
