@@ -73,7 +73,8 @@ class EvaluationMethods(ExpertMethods):
     def load_state(self, state: bytes | bytearray | memoryview | str | os.PathLike[str]) -> None:
         """Takes the context from what `save_state` returned or wrote: what follows is the same, bit for bit.
 
-        So `experts` become those of the state. On an error the context is as before.
+        So `experts` become those of the state. On an error in the state the context is as before; where its
+        reading fails, or is cancelled, halfway, it may be empty.
 
         Raises:
             FormatError: it is damaged, or of another model, `delta_mode` or `kv_type`.
