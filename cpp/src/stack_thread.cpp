@@ -63,10 +63,10 @@ void* run(void* argument) {
     return nullptr;
 }
 
-void start(const std::shared_ptr<Job>& job, size_t stack_bytes) {
+pthread_t start(const std::shared_ptr<Job>& job, size_t stack_bytes) {
     pthread_attr_t attributes;
+    pthread_t thread{};
     if (pthread_attr_init(&attributes) != 0) throw std::bad_alloc();
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     int code = pthread_attr_setstacksize(&attributes, stack_bytes);
     auto owner = std::make_unique<std::shared_ptr<Job>>(job);
     if (code == 0) {
@@ -78,7 +78,6 @@ void start(const std::shared_ptr<Job>& job, size_t stack_bytes) {
         sigset_t all, before;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
-        pthread_t thread;
         code = pthread_create(&thread, &attributes, run, owner.get());
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
         if (code == 0)
@@ -92,7 +91,24 @@ void start(const std::shared_ptr<Job>& job, size_t stack_bytes) {
     if (code != 0)
         throw InsufficientMemory("no thread with a stack of " + std::to_string(stack_bytes) +
                                  " bytes can be made: free memory, or raise ulimit -v and -u");
+    return thread;
 }
+
+// Waits for a thread that is done to have gone, as it would still count; lets go of one that is not.
+struct Departure {
+    explicit Departure(pthread_t t) : thread(t) {}
+    Departure(const Departure&) = delete;
+    Departure& operator=(const Departure&) = delete;
+    ~Departure() {
+        if (done)
+            pthread_join(thread, nullptr);
+        else
+            pthread_detach(thread);
+    }
+
+    pthread_t thread;
+    bool done = false;
+};
 
 }  // namespace
 
@@ -114,7 +130,7 @@ size_t stack_left() {
 void run_with_stack(size_t stack_bytes, std::function<void()> work, const StopPoint& stop) {
     const auto job = std::make_shared<Job>();
     job->work = std::move(work);
-    start(job, stack_bytes);
+    Departure departure(start(job, stack_bytes));
     std::unique_lock held(job->mutex);
     while (!job->ended.wait_for(held, kAskEvery, [&] { return job->done; })) {
         if (!stop) continue;
@@ -122,6 +138,7 @@ void run_with_stack(size_t stack_bytes, std::function<void()> work, const StopPo
         stop();
         held.lock();
     }
+    departure.done = true;
     if (job->error) std::rethrow_exception(job->error);
 }
 
