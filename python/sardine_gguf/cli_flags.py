@@ -71,7 +71,7 @@ Group = argparse._ArgumentGroup
 
 
 def _model(g: Group) -> None:
-    from sardine_gguf.context import KV_TYPES
+    from sardine_gguf.cache_type_flags import add_cache_type_flags
 
     g.add_argument("-m", "--model", metavar="FILE", help="GGUF file to run")
     g.add_argument("-hf", "--hf-repo", type=_no_download, metavar="REPO", help=argparse.SUPPRESS)
@@ -115,17 +115,7 @@ def _model(g: Group) -> None:
     g.add_argument(
         "-tb", "--threads-batch", type=int, metavar="N", help="the same: one number for both"
     )
-    for flag, name, what in (
-        ("-ctk", "--cache-type-k", "keys"),
-        ("-ctv", "--cache-type-v", "values"),
-    ):
-        names = (flag, name, "--cache-type") if flag == "-ctk" else (flag, name)
-        g.add_argument(
-            *names,
-            dest=name.removeprefix("--").replace("-", "_"),
-            choices=KV_TYPES,
-            help=f"type of cached {what} (f16); one type for both",
-        )
+    add_cache_type_flags(g)
     add_gpu_flag(g)
     g.add_argument("--chat-template-file", metavar="FILE", help="Jinja template (model's)")
 

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from sardine_gguf.cache_type_flags import cache_type
 from sardine_gguf.chat import ChatTemplate
 from sardine_gguf.model import Sardine
 from sardine_gguf.response_format import response_grammar
@@ -31,9 +32,6 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(
                 f"{flags[1]} is {two} and {flags[0]} {one}, expected one number for both: use {flags[0]}"
             )
-    key, value = args.cache_type_k, args.cache_type_v
-    if key and value and key != value:
-        raise ValueError(f"-ctk is {key} and -ctv {value}, expected one type for both")
     return {
         "adapter": args.adapter,
         "n_ctx": args.ctx_size or None,
@@ -42,7 +40,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         "n_gpu_layers": args.n_gpu_layers,
         "delta_mode": args.delta_mode,
         "experts": args.experts,
-        "kv_type": key or value or "f16",
+        "kv_type": cache_type(args),
         "seed": args.seed,
     }
 

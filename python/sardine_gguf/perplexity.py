@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sardine_gguf.context import KV_TYPES
+from sardine_gguf.cache_type_flags import add_cache_type_flags, cache_type
 from sardine_gguf.errors import FormatError
 from sardine_gguf.logits_file import LogitsFile, LogitsWriter
 from sardine_gguf.model import Sardine
@@ -50,17 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--chunks", type=int, default=-1, metavar="N", help="chunks to evaluate (-1: all)"
     )
     p.add_argument("--delta-mode", choices=modes, help="how the experts act; default: the file's")
-    for flag, name, what in (
-        ("-ctk", "--cache-type-k", "keys"),
-        ("-ctv", "--cache-type-v", "values"),
-    ):
-        names = (flag, name, "--cache-type") if flag == "-ctk" else (flag, name)
-        p.add_argument(
-            *names,
-            dest=name.removeprefix("--").replace("-", "_"),
-            choices=KV_TYPES,
-            help=f"type of cached {what} (f16); one type for both",
-        )
+    add_cache_type_flags(p)
     p.add_argument(
         "--kl-divergence",
         action="store_true",
@@ -110,9 +100,7 @@ def check_options(args: argparse.Namespace) -> None:
         )
     if args.file is None and not (args.kl_divergence and args.logits):
         raise ValueError("there is no text: name one with -f FILE")
-    key, value = args.cache_type_k, args.cache_type_v
-    if key and value and key != value:
-        raise ValueError(f"-ctk is {key} and -ctv {value}, expected one type for both")
+    cache_type(args)
     if args.logits and not args.kl_divergence:
         inputs = [args.model] if args.file == "-" else [args.model, args.file]
         check_output(Path(args.logits), [Path(p) for p in inputs])
@@ -141,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
                     n_batch=args.batch_size,
                     n_threads=None if args.threads == -1 else args.threads,
                     delta_mode=mode,
-                    kv_type=args.cache_type_k or args.cache_type_v or "f16",
+                    kv_type=cache_type(args),
                 )
             )
 

@@ -209,8 +209,11 @@ def _plain(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def test_ctrl_c_while_an_answer_is_written(terminal: Start, model_file: Path) -> None:
-    """The grammar has no end, so the answer goes on to the end of a context of 400,000 tokens."""
+def stopped_answer(terminal: Start, model_file: Path) -> Terminal:
+    """A chat whose first answer Ctrl-C has stopped.
+
+    The grammar has no end, so an answer goes on to the end of a context of 400,000 tokens.
+    """
     dots = ["--grammar", 'root ::= "." root']
     t = terminal("-m", model_file, "-c", 400000, "--temp", 0, "-t", 1, *dots)
     t.wait_for_prompt()
@@ -219,6 +222,12 @@ def test_ctrl_c_while_an_answer_is_written(terminal: Start, model_file: Path) ->
     t.wait_for("......")
     t.key("C-c")
     t.wait_for("(stopped)")
+    return t
+
+
+def test_ctrl_c_while_an_answer_is_written(terminal: Start, model_file: Path) -> None:
+    """What was said is kept."""
+    t = stopped_answer(terminal, model_file)
     assert "t/s" in t.wait_for_prompt()
     t.send("/show messages")
     t.key("Enter")
@@ -357,14 +366,7 @@ def test_a_session_goes_on(
 
 def test_keys_typed_during_an_answer_wait_for_the_prompt(terminal: Start, model_file: Path) -> None:
     """They do not appear in it: Enter, Ctrl-D and letters are what the next prompts get."""
-    dots = ["--grammar", 'root ::= "." root']
-    t = terminal("-m", model_file, "-c", 400000, "--temp", 0, "-t", 1, *dots)
-    t.wait_for_prompt()
-    t.send("hello")
-    t.key("Enter")
-    t.wait_for("......")
-    t.key("C-c")
-    t.wait_for("(stopped)")
+    t = stopped_answer(terminal, model_file)
     t.say("/set max_tokens 2000")
     t.send("again")
     t.key("Enter")

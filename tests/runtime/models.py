@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,3 +110,21 @@ def kl_divergence(expected: NDArray[Any], found: NDArray[Any]) -> NDArray[np.flo
     """KL(softmax(expected) || softmax(found)) of each row of logits."""
     p, q = log_softmax(expected), log_softmax(found)
     return (np.exp(p) * (p - q)).sum(axis=-1)
+
+
+@contextlib.contextmanager
+def cancelling(m: Sardine) -> Iterator[None]:
+    """Another thread keeps asking to cancel."""
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            m.cancel()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from grammar_texts import rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cpp import llama_grammar
@@ -177,19 +178,8 @@ def test_any_text_as_grammar(tiny_sampler: Any, pieces: list[str]) -> None:
     tiny_sampler("root ::= " + "".join(pieces))
 
 
-TERMINALS = st.sampled_from(['"a"', '"bc"', "[a-z]", "[^a]", ".", '""', "x", "y", "root", "<[9]>"])
-
-
-def compound(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    repeat = st.sampled_from(["*", "+", "?", "{2}", "{0,3}", "{2,}", "{0}"])
-    return (
-        st.tuples(inner, repeat).map(lambda t: f"({t[0]}){t[1]}")
-        | st.lists(inner, min_size=1, max_size=3).map(lambda t: "(" + " | ".join(t) + ")")
-        | st.lists(inner, min_size=1, max_size=3).map(" ".join)
-    )
-
-
-RULES = st.recursive(TERMINALS, compound, max_leaves=8)
+TERMINALS = ['"a"', '"bc"', "[a-z]", "[^a]", ".", '""', "x", "y", "root", "<[9]>"]
+RULES = rules(TERMINALS, ["*", "+", "?", "{2}", "{0,3}", "{2,}", "{0}"])
 
 
 @settings(max_examples=300, deadline=None)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import llama_cpp
 import numpy as np
 import pytest
+from grammar_texts import rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cpp import llama_grammar
-from models import EXAMPLE, TinyModel, random_tokens, text_of
+from models import EXAMPLE, TinyModel, cancelling, random_tokens, text_of
 from sardine_gguf import Cancelled, GrammarTooComplex, Sardine, _native
 from sardine_gguf.convert import convert
 
@@ -112,19 +112,8 @@ def test_same_tokens_as_llama_cpp(tekken: tuple[Sardine, Reference], name: str) 
         compare(*tekken, GRAMMARS[name], seed, steps=12)
 
 
-TERMINALS = st.sampled_from(['"t"', '"he"', "[a-z]", "[^a]", ".", '""', "x", "y", "[ é]", '" "'])
-
-
-def compound(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    repeat = st.sampled_from(["*", "+", "?", "{2}", "{0,3}", "{2,}", "{0}", "{1,2}"])
-    return (
-        st.tuples(inner, repeat).map(lambda t: f"({t[0]}){t[1]}")
-        | st.lists(inner, min_size=1, max_size=3).map(lambda t: "(" + " | ".join(t) + ")")
-        | st.lists(inner, min_size=1, max_size=3).map(" ".join)
-    )
-
-
-RULES = st.recursive(TERMINALS, compound, max_leaves=8)
+TERMINALS = ['"t"', '"he"', "[a-z]", "[^a]", ".", '""', "x", "y", "[ é]", '" "']
+RULES = rules(TERMINALS, ["*", "+", "?", "{2}", "{0,3}", "{2,}", "{0}", "{1,2}"])
 
 
 @settings(max_examples=60, deadline=None)
@@ -252,18 +241,6 @@ def test_cancel(model: Sardine) -> None:
                 sampler.sample(model.session)
 
     draw_many(1)
-    done = threading.Event()
-
-    def cancel() -> None:
-        while not done.is_set():
-            model.cancel()
-
-    thread = threading.Thread(target=cancel)
-    thread.start()
-    try:
-        with pytest.raises(Cancelled):
-            draw_many(100)
-    finally:
-        done.set()
-        thread.join()
+    with cancelling(model), pytest.raises(Cancelled):
+        draw_many(100)
     assert text_of(model, PROMPT, grammar='root ::= "ab"') == "ab"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from models import TinyModel, random_tokens
+from models import TinyModel, cancelling, random_tokens
 from sardine_gguf import Cancelled, Sardine
 
 
@@ -55,24 +54,13 @@ def test_an_adapters_progress(tiny: TinyModel, tmp_path: Path) -> None:
 
 def cancelled(m: Sardine, call: Callable[[], object]) -> bool:
     """Whether one of many calls was cancelled by another thread that keeps asking."""
-    done = threading.Event()
-
-    def ask() -> None:
-        while not done.is_set():
-            m.cancel()
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
+    with cancelling(m):
         for _ in range(500):
             try:
                 call()
             except Cancelled:
                 return True
-        return False
-    finally:
-        done.set()
-        thread.join()
+    return False
 
 
 def test_states(tiny: TinyModel, tmp_path: Path) -> None:
