@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from sardine_gguf.context import KV_TYPES
+from sardine_gguf.context import KV_TYPES, KvType
 
 
 def add_cache_type_flags(p: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -22,9 +22,10 @@ def add_cache_type_flags(p: argparse.ArgumentParser | argparse._ArgumentGroup) -
         )
 
 
-def cache_type(args: argparse.Namespace) -> str:
+def cache_type(args: argparse.Namespace) -> KvType:
     """The type that they name. Raises ValueError where they differ."""
-    key, value = args.cache_type_k, args.cache_type_v
+    key: KvType | None = args.cache_type_k
+    value: KvType | None = args.cache_type_v
     if key and value and key != value:
         raise ValueError(f"-ctk is {key} and -ctv {value}, expected one type for both")
     return key or value or "f16"
