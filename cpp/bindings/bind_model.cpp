@@ -41,30 +41,38 @@ py::dict experts_dict(const Model& m) {
 void bind_model(py::module_& m) {
     py::class_<Model, std::shared_ptr<Model>>(m, "Model",
                                               "A mapped and checked model file; threads may share it.")
-        .def(
-            py::init([](const std::string& path, int n_threads, const std::optional<std::string>& adapter,
-                        int64_t n_gpu_layers, int64_t n_ctx, int64_t n_batch, const std::string& kv_type,
-                        const py::object& progress) {
-                const Progress tell = python_progress(progress);
-                const NativeWork work;
-                return std::make_shared<Model>(
-                    path, ModelOptions{.n_threads = n_threads,
-                                       .adapter = adapter,
-                                       .n_gpu_layers = n_gpu_layers,
-                                       .plan = {.n_ctx = n_ctx,
-                                                .n_batch = n_batch,
-                                                .kv_type = kv_type == "f16"   ? GGML_TYPE_F16
-                                                           : kv_type == "f32" ? GGML_TYPE_F32
-                                                                              : GGML_TYPE_Q8_0},
-                                       .progress = tell});
-            }),
-            py::arg("path"), py::kw_only(), py::arg("n_threads") = 0, py::arg("adapter") = py::none(),
-            py::arg("n_gpu_layers") = 0, py::arg("n_ctx") = 0, py::arg("n_batch") = 512,
-            py::arg("kv_type") = "f16", py::arg("progress") = py::none(),
-            "progress(fraction) is called while the file is checked and copied to a GPU; what it raises ends "
-            "the loading.")
+        .def(py::init([](const std::string& path, int n_threads, const std::optional<std::string>& adapter,
+                         int64_t n_gpu_layers, bool repack, int64_t n_ctx, int64_t n_batch,
+                         const std::string& kv_type, const py::object& progress) {
+                 const Progress tell = python_progress(progress);
+                 const NativeWork work;
+                 return std::make_shared<Model>(
+                     path, ModelOptions{.n_threads = n_threads,
+                                        .adapter = adapter,
+                                        .n_gpu_layers = n_gpu_layers,
+                                        .plan = {.n_ctx = n_ctx,
+                                                 .n_batch = n_batch,
+                                                 .kv_type = kv_type == "f16"   ? GGML_TYPE_F16
+                                                            : kv_type == "f32" ? GGML_TYPE_F32
+                                                                               : GGML_TYPE_Q8_0},
+                                        .repack = repack,
+                                        .progress = tell});
+             }),
+             py::arg("path"), py::kw_only(), py::arg("n_threads") = 0, py::arg("adapter") = py::none(),
+             py::arg("n_gpu_layers") = 0, py::arg("repack") = false, py::arg("n_ctx") = 0,
+             py::arg("n_batch") = 512, py::arg("kv_type") = "f16", py::arg("progress") = py::none(),
+             "progress(fraction) is called while the file is checked and copied to a GPU or repacked; what "
+             "it raises ends "
+             "the loading.")
         .def_property_readonly("n_gpu_layers", &Model::n_gpu_layers)
         .def_property_readonly("gpu", &Model::gpu)
+        .def_property_readonly(
+            "repacked",
+            [](const Model& m) {
+                const RepackedWeights* r = m.repacked();
+                return r ? std::pair(r->n_tensors(), r->bytes()) : std::pair(int64_t{0}, 0.0);
+            },
+            "(matrices, bytes) of the copies that repack made; (0, 0.0) without it, or where no layout fits.")
         .def(
             "gpu_plan",
             [](const Model& m, double free_bytes, int64_t n_ctx, int64_t n_batch,

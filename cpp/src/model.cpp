@@ -27,11 +27,16 @@ int checked_threads(int n_threads) {
 
 namespace {
 
-// Where the stages of loading lie between 0 and 1: the checks, the tokenizer, the copies to a GPU.
+// Where the stages of loading lie between 0 and 1: the checks, the tokenizer, the copies to a GPU and into
+// other layouts.
 struct Stage {
     double begin, end;
 };
-constexpr Stage kChecks{0.0, 0.9}, kChecksBeforeGpu{0.0, 0.3}, kGpu{0.4, 1.0};
+constexpr Stage kGpu{0.4, 1.0}, kRepack{0.2, 1.0}, kGpuThenRepack{0.2, 0.5}, kRepackAfterGpu{0.5, 1.0};
+
+Stage checks_of(const ModelOptions& o) {
+    return {0.0, o.repack ? 0.1 : o.n_gpu_layers ? 0.3 : 0.9};
+}
 
 Progress within(Stage stage, const Progress& progress) {
     if (!progress) return {};
@@ -51,11 +56,11 @@ Model::Model(const std::string& path, const ModelOptions& options)
       adapter_(open_adapter(options.adapter, file_, hparams_)),
       experts_(read_expert_params(adapter_ ? *adapter_ : file_, hparams_)),
       weights_(load_weights(file_, adapter_.get(), hparams_, experts_, checked_threads(options.n_threads),
-                            within(options.n_gpu_layers ? kChecksBeforeGpu : kChecks, options.progress))),
-      tokenizer_(file_, hparams_.n_vocab,
-                 at(options.n_gpu_layers ? kChecksBeforeGpu.end : kChecks.end, options.progress)) {
+                            within(checks_of(options), options.progress))),
+      tokenizer_(file_, hparams_.n_vocab, at(checks_of(options).end, options.progress)) {
     check_unchanged();
     offload(options);
+    repack(options);
     if (options.progress) options.progress(1.0);
 }
 
@@ -75,10 +80,19 @@ void Model::offload(const ModelOptions& options) {
     }
     if (n == kAllLayers || n > all) n = all;
     check_gpu_weights(weights_, hparams_, n, gpu->free_memory());
-    device_weights_ =
-        std::make_unique<DeviceWeights>(weights_, hparams_, all - n, *gpu, within(kGpu, options.progress));
+    device_weights_ = std::make_unique<DeviceWeights>(
+        weights_, hparams_, all - n, *gpu, within(options.repack ? kGpuThenRepack : kGpu, options.progress));
     check_unchanged();
     gpu_ = gpu->name();
+}
+
+void Model::repack(const ModelOptions& options) {
+    if (!options.repack) return;
+    const int64_t n_layers = device_weights_ ? device_weights_->first() : hparams_.n_layer;
+    repacked_ = std::make_unique<RepackedWeights>(
+        weights_, n_layers, !device_weights_, checked_threads(options.n_threads),
+        within(device_weights_ ? kRepackAfterGpu : kRepack, options.progress));
+    check_unchanged();
 }
 
 void Model::check_unchanged() const {

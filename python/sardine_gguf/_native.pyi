@@ -38,6 +38,7 @@ class Model:
         n_threads: int = 0,
         adapter: bytes | None = None,
         n_gpu_layers: int = 0,
+        repack: bool = False,
         n_ctx: int = 0,
         n_batch: int = 512,
         kv_type: str = "f16",
@@ -47,6 +48,8 @@ class Model:
     def n_gpu_layers(self) -> int: ...
     @property
     def gpu(self) -> str: ...
+    @property
+    def repacked(self) -> tuple[int, float]: ...
     @property
     def gpu_bytes(self) -> float: ...
     def gpu_plan(

@@ -26,6 +26,7 @@ from sardine_gguf.context import KvType
 from sardine_gguf.gpu_layers import add_gpu_flag
 from sardine_gguf.model import Sardine
 from sardine_gguf.program import EXIT_CODES, EXIT_OK, run_program
+from sardine_gguf.repack_flag import add_repack_flag
 
 MODES = ("off", "gain", "sparse")
 
@@ -118,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-t", "--threads", type=int, default=-1, metavar="N", help="CPU threads (-1: all)"
     )
     add_gpu_flag(p)
+    add_repack_flag(p)
     p.add_argument("-r", "--repetitions", type=int, default=5, metavar="N", help="of each test (5)")
     p.add_argument(
         "--delta-mode",
@@ -189,6 +191,7 @@ def rows_of(
                     n_batch=min(n_batch, model.session.n_batch),
                     type_kv=model.kv_type,
                     kernels=_native.kernel_path(),
+                    repacked_bytes=model.model.repacked[1],
                     load_seconds=load_seconds,
                     n_prompt=t.n_prompt,
                     n_gen=t.n_gen,
@@ -226,6 +229,7 @@ def run(args: argparse.Namespace) -> int:
         delta_mode=args.delta_mode[0] if args.delta_mode else None,
         kv_type=args.cache_type,
         n_gpu_layers=args.n_gpu_layers,
+        repack=args.repack,
     )
     load_seconds = time.perf_counter() - start
     with first:

@@ -158,6 +158,7 @@ def measure(
 
 # What takes the time, by the kinds of nodes of sardine_gguf._native.Session.profile().
 _PARTS = {
+    "CUSTOM tiles": "deltas",
     "CUSTOM ffn_gate": "deltas",
     "CUSTOM ffn_up": "deltas",
     "CUSTOM ffn_out": "deltas",

@@ -25,6 +25,7 @@ class Row:
         shares: of the time by part, of a run apart.
         gb_per_s: bytes that a generated token must read times tokens per second; None for prompts.
         memory: bytes of the process: peak, resident, anonymous; memory_context: of this context.
+        repacked_bytes: of the copies of weights that --repack made; 0 without.
     """
 
     model_filename: str
@@ -38,6 +39,7 @@ class Row:
     n_batch: int
     type_kv: str
     kernels: str
+    repacked_bytes: float
     load_seconds: float
     n_prompt: int
     n_gen: int
@@ -102,6 +104,7 @@ def summary(rows: Sequence[Row]) -> str:
     return (
         f"load {r.load_seconds:.2f} s, peak memory {size_text(round(r.memory_peak))} with the file's pages, "
         f"{size_text(round(r.memory_anonymous))} without, kernels {r.kernels}"
+        + (f", {size_text(round(r.repacked_bytes))} repacked" if r.repacked_bytes else "")
     )
 
 

@@ -9,6 +9,7 @@ from sardine_gguf.expert_flags import add_flags as add_expert_flags
 from sardine_gguf.flag_parser import Parser
 from sardine_gguf.gpu_layers import add_gpu_flag
 from sardine_gguf.program import EXIT_CODES
+from sardine_gguf.repack_flag import add_repack_flag
 from sardine_gguf.sampler_order import DEFAULT_ORDER, sampler_order
 
 
@@ -117,6 +118,7 @@ def _model(g: Group) -> None:
     )
     add_cache_type_flags(g)
     add_gpu_flag(g)
+    add_repack_flag(g)
     g.add_argument("--chat-template-file", metavar="FILE", help="Jinja template (model's)")
 
 

@@ -38,6 +38,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         "n_batch": args.batch_size,
         "n_threads": None if args.threads == -1 else args.threads,
         "n_gpu_layers": args.n_gpu_layers,
+        "repack": args.repack,
         "delta_mode": args.delta_mode,
         "experts": args.experts,
         "kv_type": cache_type(args),

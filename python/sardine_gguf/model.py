@@ -39,6 +39,8 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
         n_threads: CPU threads; None takes every processor that this process may use.
         n_gpu_layers: layers on the GPU, counted as llama.cpp does: the output, then layers from the last
             one backwards. "all" or -1; "auto" takes as many as its free memory holds. docs/gpu.md.
+        repack: copy the weights on the CPU into layouts that are multiplied with faster, as llama.cpp does
+            by default; takes seconds and the copies' memory. docs/performance.md says what it buys.
         delta_mode: "sparse" (experts change the FFN's matrices), "gain" (they scale its output, as the
             published code does), "off" (the base alone); None takes the file's.
         experts: settings of experts by name or number, as the property `experts` takes them: a weight
@@ -47,8 +49,8 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
             memory and needs a head dimension that is a multiple of 32.
         seed: default seed of `generate` and the chat; negative draws a new one each time.
         verbose: print what was loaded to standard error.
-        progress: called with 0.0 to 1.0 while the file is checked and copied to a GPU; what it raises ends
-            the loading, as Ctrl-C does.
+        progress: called with 0.0 to 1.0 while the file is checked and copied to a GPU or repacked; what it
+            raises ends the loading, as Ctrl-C does.
         llama: other arguments of llama-cpp-python's Llama. type_k and type_v (the same) are read as kv_type,
             last_n_tokens_size as sampling.repeat_last_n; others are taken where they ask for what is done
             anyway, and refused elsewhere.
@@ -76,6 +78,7 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
         n_batch: int = 512,
         n_threads: int | None = None,
         n_gpu_layers: GpuLayers = 0,
+        repack: bool = False,
         delta_mode: DeltaMode | None = None,
         experts: ExpertSpec | None = None,
         kv_type: KvType = "f16",
@@ -95,6 +98,7 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
         )
         options = ContextOptions(n_ctx, n_batch, n_threads, kv_type, delta_mode)
         flag("verbose", verbose)
+        flag("repack", repack)
         SamplingOptions(seed=seed).override(**sampling)  # raises now rather than after the loading
         try:
             self._model = _native.Model(
@@ -102,6 +106,7 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
                 n_threads=options.n_threads or 0,
                 adapter=None if adapter is None else encoded_path(adapter, "adapter"),
                 n_gpu_layers=native_layers(n_gpu_layers),
+                repack=repack,
                 n_ctx=options.n_ctx if isinstance(options.n_ctx, int) else 0,
                 n_batch=options.n_batch,
                 kv_type=options.kv_type,

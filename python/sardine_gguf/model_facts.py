@@ -103,7 +103,9 @@ def facts(model: Sardine, width: int = 0) -> str:
 
 def _place(model: Sardine) -> str:
     n, of = model.n_gpu_layers, model.model.hparams["n_layer"] + 1
-    return f"{model.model.gpu}, {n} of {count_text(of, 'layer')}" if n else "the CPU"
+    place = f"{model.model.gpu}, {n} of {count_text(of, 'layer')}" if n else "the CPU"
+    copies, copied = model.model.repacked
+    return f"{place} ({size_text(round(copied))} repacked)" if copies else place
 
 
 def names_text(names: Sequence[str], room: int) -> str:

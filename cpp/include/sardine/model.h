@@ -9,6 +9,7 @@
 #include "gguf_file.h"
 #include "hparams.h"
 #include "offload/device_weights.h"
+#include "repack.h"
 #include "sardine/progress.h"
 #include "tokenizer.h"
 #include "weights.h"
@@ -22,6 +23,9 @@ struct ModelOptions {
     // kAutoLayers: as many as leave room for a context of this plan (n_ctx 0 or less: the default).
     int64_t n_gpu_layers = 0;
     ContextPlan plan;
+    // Weights on the CPU are copied into layouts that are multiplied with faster, as libllama does by
+    // default.
+    bool repack = false;
     Progress progress;  // what it throws, the constructor throws
 };
 
@@ -49,9 +53,11 @@ class Model {
         return device_weights_ ? hparams_.n_layer + 1 - device_weights_->first() : 0;
     }
     const std::string& gpu() const { return gpu_; }
+    const RepackedWeights* repacked() const { return repacked_.get(); }  // null unless asked for
 
  private:
     void offload(const ModelOptions& options);
+    void repack(const ModelOptions& options);
 
     GgufFile file_;  // first: everything below views it
     HParams hparams_;
@@ -61,6 +67,7 @@ class Model {
     Tokenizer tokenizer_;
     std::unique_ptr<DeviceWeights> device_weights_;
     std::string gpu_;
+    std::unique_ptr<RepackedWeights> repacked_;
 };
 
 int default_threads();
