@@ -35,13 +35,14 @@ void bind_testing(py::module_& m) {
             const int64_t n_tokens = x.shape(0), k = routes.shape(1) / 2;
             Array<float> y({n_tokens, n_rows});
             std::fill_n(y.mutable_data(), y.size(), 0.0f);
-            const SparseDeltaArgs args{.delta = &d,
-                                       .routes = {.data = routes.data(), .k = k, .stride = 2 * k},
-                                       .n_tokens = n_tokens,
-                                       .x = x.data(),
-                                       .x_stride = n_cols,
-                                       .y = y.mutable_data(),
-                                       .y_stride = n_rows};
+            SparseDeltaArgs args{.delta = &d,
+                                 .routes = {.data = routes.data(), .k = k, .stride = 2 * k},
+                                 .n_tokens = n_tokens,
+                                 .x = x.data(),
+                                 .x_stride = n_cols,
+                                 .tiles = nullptr,
+                                 .y = y.mutable_data(),
+                                 .y_stride = n_rows};
             if (path == "reference") {
                 py::gil_scoped_release release;
                 sparse_delta_add_reference(args);
@@ -51,7 +52,17 @@ void bind_testing(py::module_& m) {
             if (!ops) throw InvalidArgument("kernel path '" + path + "' does not run here");
             std::vector<SparseScratch> scratch(n_threads);
             for (SparseScratch& s : scratch) s.reserve(d, n_tokens, k);
+            const TileOps& tiles = tile_ops(d, *ops);
+            std::vector<uint8_t> packed(packed_bytes(tiles, n_cols, n_tokens, k, d.n_experts));
+            args.tiles = packed_begin(packed.data());
             py::gil_scoped_release release;
+            if (n_tokens >= kMinTileTokens)
+                parallel_for(n_threads, n_threads, 1, [&](int64_t begin, int64_t end) {
+                    for (int64_t i = begin; i < end; ++i)
+                        pack_tiles(tiles, {args.routes, n_tokens, d.n_experts}, args.x, args.x_stride, n_cols,
+                                   static_cast<int>(i), n_threads, scratch[i].tiles,
+                                   packed_begin(packed.data()));
+                });
             parallel_for(n_threads, n_threads, 1, [&](int64_t begin, int64_t end) {
                 for (int64_t i = begin; i < end; ++i)
                     sparse_delta_add(args, *ops, static_cast<int>(i), n_threads, scratch[i]);

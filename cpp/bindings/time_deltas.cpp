@@ -7,6 +7,7 @@
 #include <random>
 #include <thread>
 
+#include "kernels/huge_buffer.h"
 #include "kernels/sparse_delta.h"
 #include "sardine/error.h"
 
@@ -36,7 +37,7 @@ std::vector<double> time_deltas(const Model& model, const std::string& path, int
         throw InvalidArgument("expected at least one token, thread and repetition, and 1 to " +
                               std::to_string(n_experts) + " experts");
     std::vector<const DeltaMatrix*> deltas;
-    int64_t widest = 0, tallest = 0;
+    int64_t widest = 0, tallest = 0, most_bytes = 0;
     std::vector<SparseScratch> scratch(n_threads);
     for (const LayerWeights& l : model.weights().layers) {
         if (!l.experts) continue;
@@ -44,6 +45,8 @@ std::vector<double> time_deltas(const Model& model, const std::string& path, int
             deltas.push_back(d);
             widest = std::max(widest, d->n_cols);
             tallest = std::max(tallest, d->n_rows);
+            most_bytes =
+                std::max(most_bytes, packed_bytes(tile_ops(*d, *ops), d->n_cols, n_tokens, k, d->n_experts));
             scratch.front().reserve(*d, n_tokens, k);
         }
     }
@@ -53,6 +56,8 @@ std::vector<double> time_deltas(const Model& model, const std::string& path, int
     const std::vector<float> routes = random_routes(n_tokens, k, n_experts, source);
     std::vector<float> x(n_tokens * widest), y(n_tokens * tallest);
     std::generate(x.begin(), x.end(), [&] { return normal(source); });
+    HugeBuffer tiles;
+    if (n_tokens >= kMinTileTokens) tiles.grow(most_bytes);
 
     std::vector<double> seconds;
     for (int r = 0; r < repetitions; ++r) {
@@ -60,18 +65,29 @@ std::vector<double> time_deltas(const Model& model, const std::string& path, int
         const auto start = std::chrono::steady_clock::now();
         auto work = [&](int ith) {
             int64_t expected = 0;
-            for (const DeltaMatrix* d : deltas) {
-                sparse_delta_add({.delta = d,
-                                  .routes = {.data = routes.data(), .k = k, .stride = 2 * k},
-                                  .n_tokens = n_tokens,
-                                  .x = x.data(),
-                                  .x_stride = d->n_cols,
-                                  .y = y.data(),
-                                  .y_stride = d->n_rows},
-                                 *ops, ith, n_threads, scratch[ith]);
+            auto meet = [&] {
                 expected += n_threads;
                 arrived.fetch_add(1);
                 while (arrived.load(std::memory_order_acquire) < expected) std::this_thread::yield();
+            };
+            for (size_t i = 0; i < deltas.size(); ++i) {
+                const DeltaMatrix* d = deltas[i];
+                const Routes r{.data = routes.data(), .k = k, .stride = 2 * k};
+                if (n_tokens >= kMinTileTokens && i % 3 != 1) {  // up reads what gate does
+                    pack_tiles(tile_ops(*d, *ops), {r, n_tokens, d->n_experts}, x.data(), d->n_cols,
+                               d->n_cols, ith, n_threads, scratch[ith].tiles, packed_begin(tiles.data()));
+                    meet();
+                }
+                sparse_delta_add({.delta = d,
+                                  .routes = r,
+                                  .n_tokens = n_tokens,
+                                  .x = x.data(),
+                                  .x_stride = d->n_cols,
+                                  .tiles = packed_begin(tiles.data()),
+                                  .y = y.data(),
+                                  .y_stride = d->n_rows},
+                                 *ops, ith, n_threads, scratch[ith]);
+                meet();
             }
         };
         std::vector<std::jthread> threads;

@@ -69,6 +69,7 @@ Engine::Engine(const Model& m, const EngineOptions& o)
       n_threads_(o.n_threads),
       mode_(o.mode),
       top_k_(m.experts().expert_used_count),
+      n_experts_(m.experts().expert_count),
       n_host_layers_(m.device_weights() ? m.device_weights()->first() : m.hparams().n_layer),
       backend_(ggml_backend_cpu_init()),
       scratch_(o.n_threads),
@@ -182,7 +183,8 @@ void Engine::choose_context(const Model& m, const EngineOptions& o) {
     }
     // Weights stay in memory only as long as nothing else wants their pages; the rest is for everyone else.
     const uint64_t adapter = m.adapter() ? m.adapter()->bytes().size() : 0;
-    const auto free = static_cast<double>(available_memory(m.file().bytes().size() + adapter));
+    const uint64_t copied = m.repacked() ? static_cast<uint64_t>(m.repacked()->mapped_bytes()) : 0;
+    const auto free = static_cast<double>(available_memory(m.file().bytes().size() - copied + adapter));
     const double budget = free - std::max(free * kAutoMargin, kAutoMarginBytes);
     int64_t low = 0, high = (h_->n_ctx_train + kKvStep - 1) / kKvStep;  // in steps; low fits
     while (low < high) {
@@ -218,7 +220,8 @@ MemoryNeed Engine::need(int64_t n_ctx, const EngineOptions& o) {
     if (n_batch_ > 1)
         n.compute += Graph(context_, shape(n_batch_, n_ctx_ - n_batch_, false)).bytes(n_threads_);
     const int64_t k = context_.n_expert_used, widest = std::max(h_->n_ff, h_->n_embd);
-    if (k > 0) n.compute += static_cast<double>(SparseScratch::bound(widest, n_batch_, k)) * n_threads_;
+    if (k > 0)
+        n.compute += static_cast<double>(SparseScratch::bound(widest, n_batch_, k, n_experts_)) * n_threads_;
     context_.cache = nullptr;
     return n;
 }

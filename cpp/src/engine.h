@@ -89,7 +89,7 @@ class Engine {
     const HParams* h_;
     int n_threads_;
     DeltaMode mode_;
-    int64_t top_k_;
+    int64_t top_k_, n_experts_;
     int64_t n_ctx_ = 0, n_batch_ = 0;
     int64_t n_host_layers_;
     std::unique_ptr<DeviceEngine> device_;  // before the cache, part of which is in its memory

@@ -62,17 +62,28 @@ void dequantize_op(ggml_tensor* dst, int ith, int nth, void* userdata) {
                     static_cast<float*>(dst->data));
 }
 
-// In place on src 0, a base product; src 1: the product's input, src 2: routes, absent for the shared part
-// alone
+// src: a product's input, routes (absent for the shared part alone) -> dst, its tiles
+void pack_op(ggml_tensor* dst, int ith, int nth, void* userdata) {
+    const auto* op = static_cast<const DeltaOp*>(userdata);
+    const ggml_tensor* x = dst->src[0];
+    const TokenRoutes r{routes_of(dst->src[1]), x->ne[1], op->delta->n_experts};
+    pack_tiles(tile_ops(*op->delta, *op->ops), r, static_cast<const float*>(x->data), row_floats(x), x->ne[0],
+               ith, nth, (*op->scratch)[ith].tiles, packed_begin(dst->data));
+}
+
+// In place on src 0, a base product; src 1: the product's input, or its tiles; src 2: routes, absent for the
+// shared part alone
 void delta_op(ggml_tensor* dst, int ith, int nth, void* userdata) {
     const auto* op = static_cast<const DeltaOp*>(userdata);
     const ggml_tensor* x = dst->src[1];
+    const bool tiled = dst->ne[1] >= kMinTileTokens;
     const SparseDeltaArgs args{
         .delta = op->delta,
         .routes = routes_of(dst->src[2]),
         .n_tokens = dst->ne[1],
-        .x = static_cast<const float*>(x->data),
-        .x_stride = row_floats(x),
+        .x = tiled ? nullptr : static_cast<const float*>(x->data),
+        .x_stride = tiled ? 0 : row_floats(x),
+        .tiles = tiled ? packed_begin(x->data) : nullptr,
         .y = static_cast<float*>(dst->data),
         .y_stride = row_floats(dst),
     };
@@ -269,11 +280,31 @@ ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor*
         }
         routes.push_back(route);
     }
+    // The last input's tiles: those of gate serve up as well.
+    struct {
+        const ggml_tensor* of = nullptr;
+        const TileOps* ops = nullptr;
+        ggml_tensor* tiles = nullptr;
+    } packed;
+    auto operand = [&](const DeltaOp& op, ggml_tensor* in, ggml_tensor* routes) {
+        if (shape.n_tokens < kMinTileTokens) return in;
+        const TileOps& tiles = tile_ops(*op.delta, *op.ops);
+        if (packed.of != in || packed.ops != &tiles) {
+            const int64_t bytes = packed_bytes(tiles, in->ne[0], shape.n_tokens, routes ? g.n_expert_used : 0,
+                                               op.delta->n_experts);
+            ggml_tensor* args[] = {in, routes};
+            packed = {in, &tiles,
+                      ggml_custom_4d(ctx, GGML_TYPE_I8, bytes, 1, 1, 1, args, routes ? 2 : 1, pack_op,
+                                     GGML_N_TASKS_MAX, const_cast<DeltaOp*>(&op))};
+            name(packed.tiles, "tiles", il);
+        }
+        return packed.tiles;
+    };
     auto product = [&](ggml_tensor* weight, const DeltaOp& op, ggml_tensor* in) {
         ggml_tensor* y = ggml_mul_mat(ctx, weight, in);
         if (!op.delta || op.delta->empty()) return y;
-        if (sparse) return in_place(ctx, y, {in, route}, delta_op, &op);
-        return op.delta->shared.data ? in_place(ctx, y, {in}, delta_op, &op) : y;
+        if (sparse) return in_place(ctx, y, {operand(op, in, route), route}, delta_op, &op);
+        return op.delta->shared.data ? in_place(ctx, y, {operand(op, in, nullptr)}, delta_op, &op) : y;
     };
     ggml_tensor* gate = name(product(w.ffn_gate, ops.gate, x), "ffn_gate", il);
     ggml_tensor* up = name(product(w.ffn_up, ops.up, x), "ffn_up", il);

@@ -49,10 +49,16 @@ void run_delta(const CpuOps& ops, const std::vector<int64_t>& head) {
     if (head[7] >= 0) m.shared = {static_cast<ValueType>(head[7]), shared.data(), shared_scale[0]};
     const int64_t n_tokens = head[5], k = head[6];
     std::vector<float> y(n_tokens * m.n_rows);
-    const SparseDeltaArgs args{&m,      {routes.data(), k, 2 * k}, n_tokens, x.data(), m.n_cols, y.data(),
-                               m.n_rows};
+    const TileOps& tiles = tile_ops(m, ops);
+    std::vector<uint8_t> packed(packed_bytes(tiles, m.n_cols, n_tokens, k, m.n_experts));
+    uint8_t* const begin = packed_begin(packed.data());
+    const SparseDeltaArgs args{&m,       {routes.data(), k, 2 * k}, n_tokens, x.data(),
+                               m.n_cols, begin,                     y.data(), m.n_rows};
     SparseScratch scratch;
     scratch.reserve(m, n_tokens, k);
+    for (int i = 0; n_tokens >= kMinTileTokens && i < head[8]; ++i)
+        pack_tiles(tiles, {args.routes, n_tokens, m.n_experts}, x.data(), m.n_cols, m.n_cols, i,
+                   static_cast<int>(head[8]), scratch.tiles, begin);
     for (int i = 0; i < head[8]; ++i) sparse_delta_add(args, ops, i, static_cast<int>(head[8]), scratch);
     write_array(y);
 }

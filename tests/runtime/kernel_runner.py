@@ -18,6 +18,7 @@ SOURCES = (
         ROOT / "cpp/src/kernels" / f"{name}.cpp"
         for name in (
             "attention", "cpu_ops", "cpu_ops_neon", "cpu_ops_portable", "sparse_delta", "tile_neon",
+            "token_tiles",
         )
     ),
     Path(__file__).with_suffix(".cpp"),

@@ -24,9 +24,10 @@ struct WeightedValues {
 };
 
 struct TileOps {
-    int64_t column_bytes;  // of a tile of activations, in a layout of its own
+    int64_t (*column_bytes)(int64_t n_tokens);  // of a tile of activations, in a layout of its own
 
-    // The tile of n_rows <= kTokenTile rows of `width` floats; missing rows are zero.
+    // The tile of n_rows <= kTokenTile rows of `width` floats; missing rows are zero. Any `width` columns of
+    // a tile are packed as if they were one of their own.
     void (*pack)(const float* const* rows, int64_t n_rows, int64_t width, uint8_t* tile);
 
     // acc[r][t] = sum over p in [row_ptr[r], row_ptr[r + 1]) of v[p - begin] * tile[col[p]][t], for r in
@@ -76,6 +77,7 @@ struct CpuOps {
 const CpuOps& cpu_ops();
 
 // The plain loops, for sets that have none of their own.
+int64_t plain_column_bytes(int64_t n_tokens);
 void pack_tile_plain(const float* const* rows, int64_t n_rows, int64_t width, uint8_t* tile);
 void spread_tile_plain(const float* acc, int64_t n_rows, int64_t n_tokens, const float* weight,
                        float* const* y);

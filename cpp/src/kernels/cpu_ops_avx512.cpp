@@ -248,7 +248,7 @@ struct Lanes {
     }
 };
 
-const TileOps kTile = {kTokenTile * sizeof(float), pack_tile, rows_tile};
+const TileOps kTile = {plain_column_bytes, pack_tile, rows_tile};
 
 }  // namespace
 

@@ -125,9 +125,13 @@ struct Lanes {
     }
 };
 
-const TileOps kTile = {kTokenTile * sizeof(float), pack_tile_plain, rows_tile};
+const TileOps kTile = {plain_column_bytes, pack_tile_plain, rows_tile};
 
 }  // namespace
+
+int64_t plain_column_bytes(int64_t) {
+    return kTokenTile * sizeof(float);
+}
 
 // [width][kTokenTile] floats
 void pack_tile_plain(const float* const* rows, int64_t n_rows, int64_t width, uint8_t* tile) {

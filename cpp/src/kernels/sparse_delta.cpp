@@ -10,8 +10,6 @@ namespace {
 constexpr int64_t kGroupPositions = 2048;  // values of a row group stay in the first-level cache
 constexpr int64_t kGroupRows = 64;
 constexpr int64_t kMaxExperts = 256;
-// Below this many tokens each goes through the single-token path: tiles would be mostly padding.
-constexpr int64_t kMinTileTokens = 5;
 
 struct Range {
     int64_t begin, end;
@@ -52,8 +50,6 @@ void for_row_groups(const int32_t* row_ptr, Range rows, const F& body) {
     }
 }
 
-using Slot = SparseScratch::Slot;
-
 void add_values(const CpuOps& ops, const DeltaValues& v, int64_t begin, int64_t n, float weight,
                 bool accumulate, float* out) {
     ops.add_values(v.type, v.data, begin, n, weight * v.scale, accumulate, out);
@@ -80,56 +76,27 @@ void add_one_token(const SparseDeltaArgs& a, const CpuOps& ops, Range rows, int6
     }
 }
 
-// Slots sorted by expert; bounds[e] .. bounds[e + 1] are those of expert e. Without routes all tokens are one
-// group.
-void group_by_expert(const SparseDeltaArgs& a, Slot* slots, int64_t* bounds) {
-    const int64_t k = a.routes.k, n_experts = a.delta->n_experts;
-    if (k == 0) {
-        for (int64_t t = 0; t < a.n_tokens; ++t) slots[t] = {static_cast<int32_t>(t), 1.0f};
-        bounds[0] = 0;
-        bounds[1] = a.n_tokens;
-        return;
-    }
-    std::fill(bounds, bounds + n_experts + 1, 0);
-    for (int64_t t = 0; t < a.n_tokens; ++t)
-        for (int64_t j = 0; j < k; ++j) ++bounds[a.routes.expert(t, j) + 1];
-    for (int64_t e = 0; e < n_experts; ++e) bounds[e + 1] += bounds[e];
-    int64_t next[257];
-    std::copy(bounds, bounds + n_experts, next);
-    for (int64_t t = 0; t < a.n_tokens; ++t)
-        for (int64_t j = 0; j < k; ++j)
-            slots[next[a.routes.expert(t, j)]++] = {static_cast<int32_t>(t), a.routes.weight(t, j)};
-}
-
 // Routing weights sum to 1, so the shared part added to every expert's values is added once in all.
-void add_tile(const SparseDeltaArgs& a, const CpuOps& ops, Range rows, int64_t block, int64_t expert,
-              const Slot* slots, int64_t n_slots, SparseScratch& scratch) {
+void add_tile(const SparseDeltaArgs& a, const CpuOps& ops, Range rows, int64_t block,
+              const TokenTiles::Tile& of, const uint8_t* packed, SparseScratch& scratch) {
     const DeltaMatrix& m = *a.delta;
     const bool shared = m.shared.data != nullptr;
-    // A shared part holds whole weights of the base, which a coarse tile would round.
-    const bool coarse = !shared && m.type == ValueType::q8_0;
-    const TileOps& tile = coarse ? *ops.coarse_tile : *ops.tile;
+    const TileOps& tile = tile_ops(m, ops);
     const int32_t* row_ptr = m.block_rows(block);
-    const int64_t first_col = block * m.block_columns;
-    const float* x[kTokenTile];
+    packed += block * m.block_columns * tile.column_bytes(of.n_slots);
     float* y[kTokenTile];
     float weight[kTokenTile];
-    for (int64_t t = 0; t < n_slots; ++t) {
-        x[t] = a.x + slots[t].token * a.x_stride + first_col;
-        weight[t] = slots[t].weight;
-    }
-    tile.pack(x, n_slots, std::min(m.block_columns, m.n_cols - first_col), scratch.tile());
+    for (int32_t t = 0; t < of.n_slots; ++t) weight[t] = of.slots[t].weight;
     for_row_groups(row_ptr, rows, [&](int64_t r, int64_t n_rows, int64_t begin, int64_t n) {
         // Tokens' rows lie too far apart for the processor to foresee them.
-        for (int64_t t = 0; t < n_slots; ++t) {
-            y[t] = a.y + slots[t].token * a.y_stride + r;
+        for (int32_t t = 0; t < of.n_slots; ++t) {
+            y[t] = a.y + of.slots[t].token * a.y_stride + r;
             for (int64_t c = 0; c < n_rows; c += 16) __builtin_prefetch(y[t] + c, 1);
         }
         if (shared) add_values(ops, m.shared, begin, n, 1.0f, false, scratch.values());
-        if (a.routes.k > 0) add_values(ops, m.expert(expert), begin, n, 1.0f, shared, scratch.values());
-        tile.rows(row_ptr + r, n_rows, m.col, scratch.values(), begin, scratch.tile(), n_slots,
-                  scratch.sums());
-        ops.spread_tile(scratch.sums(), n_rows, n_slots, weight, y);
+        if (a.routes.k > 0) add_values(ops, m.expert(of.expert), begin, n, 1.0f, shared, scratch.values());
+        tile.rows(row_ptr + r, n_rows, m.col, scratch.values(), begin, packed, of.n_slots, scratch.sums());
+        ops.spread_tile(scratch.sums(), n_rows, of.n_slots, weight, y);
     });
 }
 
@@ -145,16 +112,17 @@ void SparseScratch::reserve(const DeltaMatrix& m, int64_t n_tokens, int64_t k) {
     // A group is at most kGroupPositions or one row, plus the block it starts in and the one it ends in.
     grow(values_, std::max(kGroupPositions, longest) + 2 * kQ8Block);
     grow(sums_, kGroupRows * kTokenTile);
-    if (n_tokens >= kMinTileTokens) {
-        tile_.grow(std::min(m.block_columns, m.n_cols) * kTokenTile * sizeof(float));
-        grow(slots_, n_tokens * std::max<int64_t>(k, 1));
-    }
+    if (n_tokens >= kMinTileTokens) tiles.reserve(n_tokens, k, m.n_experts);
 }
 
-size_t SparseScratch::bound(int64_t n_cols, int64_t n_tokens, int64_t k) {
+size_t SparseScratch::bound(int64_t n_cols, int64_t n_tokens, int64_t k, int64_t n_experts) {
     const int64_t floats = std::max(kGroupPositions, n_cols) + 2 * kQ8Block + kGroupRows * kTokenTile;
-    return sizeof(float) * floats + HugeBuffer::rounded(sizeof(float) * n_cols * kTokenTile) +
-           sizeof(Slot) * n_tokens * std::max<int64_t>(k, 1);
+    return sizeof(float) * floats + TokenTiles::bound(n_tokens, k, n_experts);
+}
+
+// A shared part holds whole weights of the base, which a coarse tile would round.
+const TileOps& tile_ops(const DeltaMatrix& m, const CpuOps& ops) {
+    return !m.shared.data && m.type == ValueType::q8_0 ? *ops.coarse_tile : *ops.tile;
 }
 
 void sparse_delta_add(const SparseDeltaArgs& a, const CpuOps& ops, int ith, int nth, SparseScratch& scratch) {
@@ -166,15 +134,15 @@ void sparse_delta_add(const SparseDeltaArgs& a, const CpuOps& ops, int ith, int 
         for (int64_t t = 0; t < a.n_tokens; ++t) add_one_token(a, ops, rows, t, scratch);
         return;
     }
-    int64_t bounds[257];
-    Slot* slots = scratch.slots();
-    const int64_t n_groups = a.routes.k > 0 ? m.n_experts : 1;
-    group_by_expert(a, slots, bounds);
-    for (int64_t b = 0; b < m.n_blocks; ++b)
-        for (int64_t e = 0; e < n_groups; ++e)
-            for (int64_t s = bounds[e]; s < bounds[e + 1]; s += kTokenTile)
-                add_tile(a, ops, rows, b, e, slots + s, std::min<int64_t>(kTokenTile, bounds[e + 1] - s),
-                         scratch);
+    const int64_t stride = tile_stride(tile_ops(m, ops), m.n_cols);
+    scratch.tiles.group({a.routes, a.n_tokens, m.n_experts});
+    for (int64_t b = 0; b < m.n_blocks; ++b) {
+        const uint8_t* packed = a.tiles;
+        for (const TokenTiles::Tile& t : scratch.tiles.tiles()) {
+            add_tile(a, ops, rows, b, t, packed, scratch);
+            packed += stride;
+        }
+    }
 }
 
 }  // namespace sardine

@@ -7,19 +7,21 @@
 
 #include "delta_pack.h"
 #include "kernels/cpu_ops.h"
-#include "kernels/huge_buffer.h"
+#include "kernels/token_tiles.h"
 #include "routing.h"
 
 namespace sardine {
 
 // routes.k is 0 where no experts act and the shared part alone is added.
 // x: n_tokens rows of m.n_cols floats, x_stride floats apart; y: rows of m.n_rows floats, y_stride apart.
+// From kMinTileTokens tokens on x is read in tiles: pack_tiles() of tile_ops() and these routes.
 struct SparseDeltaArgs {
     const DeltaMatrix* delta;
     Routes routes;
     int64_t n_tokens;
     const float* x;
     int64_t x_stride;
+    const uint8_t* tiles;
     float* y;
     int64_t y_stride;
 };
@@ -31,26 +33,21 @@ class SparseScratch {
     void reserve(const DeltaMatrix& m, int64_t n_tokens, int64_t k);
 
     // At most what reserve() leaves for matrices of up to n_cols columns; bytes() is what it did.
-    static size_t bound(int64_t n_cols, int64_t n_tokens, int64_t k);
+    static size_t bound(int64_t n_cols, int64_t n_tokens, int64_t k, int64_t n_experts);
 
     float* values() { return values_.data(); }
-    uint8_t* tile() { return tile_.data(); }
     float* sums() { return sums_.data(); }
-    struct Slot {
-        int32_t token;
-        float weight;
-    };
-    Slot* slots() { return slots_.data(); }
-    size_t bytes() const {
-        return sizeof(float) * (values_.size() + sums_.size()) + tile_.size() + sizeof(Slot) * slots_.size();
-    }
+    size_t bytes() const { return sizeof(float) * (values_.size() + sums_.size()) + tiles.bytes(); }
+
+    TokenTiles tiles;
 
  private:
     std::vector<float> values_;  // one row group's values
-    HugeBuffer tile_;            // activations of a tile of tokens, as its TileOps lay them out
     std::vector<float> sums_;    // [rows of a group][kTokenTile]
-    std::vector<Slot> slots_;    // the tokens of each expert, one expert after the other
 };
+
+// The tiles that a matrix's deltas read.
+const TileOps& tile_ops(const DeltaMatrix& m, const CpuOps& ops);
 
 // Thread ith of nth does its share of the rows: shares are equal in positions and touch disjoint parts of y.
 void sparse_delta_add(const SparseDeltaArgs& args, const CpuOps& ops, int ith, int nth,

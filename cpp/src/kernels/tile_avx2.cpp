@@ -108,6 +108,10 @@ int64_t halves(int64_t n_tokens) {
     return n_tokens <= 16 ? 1 : 2;
 }
 
+int64_t column_bytes_bf16(int64_t n_tokens) {
+    return 32 * halves(n_tokens);
+}
+
 // Whole lines of x at a time: its rows often lie a power of two apart, where the cache holds but eight of
 // them.
 void pack_bf16(const float* const* rows, int64_t n_rows, int64_t width, uint8_t* tile) {
@@ -202,7 +206,7 @@ void spread_tile_avx2(const float* acc, int64_t n_rows, int64_t n_tokens, const 
     }
 }
 
-const TileOps kTileAvx2 = {kTokenTile * sizeof(float), pack, rows};
-const TileOps kTileAvx2Bf16 = {64, pack_bf16, rows_bf16};
+const TileOps kTileAvx2 = {plain_column_bytes, pack, rows};
+const TileOps kTileAvx2Bf16 = {column_bytes_bf16, pack_bf16, rows_bf16};
 
 }  // namespace sardine

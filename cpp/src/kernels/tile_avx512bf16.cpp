@@ -9,6 +9,10 @@ namespace {
 
 static_assert(kTokenTile == 32, "a line of the cache a column");
 
+int64_t column_bytes(int64_t) {
+    return 64;
+}
+
 // A column's line holds two tokens in each 32 bits, in the order in which unpacking two lines gives the
 // tokens 0 to 15 and 16 to 31.
 int first_token(int slot) {
@@ -99,6 +103,6 @@ void rows(const int32_t* row_ptr, int64_t n_rows, const uint16_t* col, float* v,
 
 }  // namespace
 
-const TileOps kTileAvx512Bf16 = {64, pack, rows};
+const TileOps kTileAvx512Bf16 = {column_bytes, pack, rows};
 
 }  // namespace sardine

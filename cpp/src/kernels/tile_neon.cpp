@@ -78,6 +78,10 @@ int64_t vectors(int64_t n_tokens) {
     return (n_tokens + 7) / 8;
 }
 
+int64_t column_bytes_bf16(int64_t n_tokens) {
+    return 16 * vectors(n_tokens);
+}
+
 void pack_bf16(const float* const* rows, int64_t n_rows, int64_t width, uint8_t* tile) {
     const int64_t n_vectors = vectors(n_rows);
     for (int64_t c = 0; c < width; c += 4) {
@@ -160,7 +164,7 @@ void spread_tile_neon(const float* acc, int64_t n_rows, int64_t n_tokens, const 
     }
 }
 
-const TileOps kTileNeon = {kTokenTile * sizeof(float), pack, rows};
-const TileOps kTileNeonBf16 = {64, pack_bf16, rows_bf16};
+const TileOps kTileNeon = {plain_column_bytes, pack, rows};
+const TileOps kTileNeonBf16 = {column_bytes_bf16, pack_bf16, rows_bf16};
 
 }  // namespace sardine
