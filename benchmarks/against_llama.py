@@ -1,11 +1,11 @@
 """Tokens per second side by side with llama.cpp (llama-cpp-python) on the same base, in turns.
 
     python benchmarks/against_llama.py base.gguf [--adapter experts.gguf] [-p 128,512] [-n 32] [-r 5] [-ngl N]
-        [--modes off,sparse] [--llama fa=1,ub=512,repack=0] [--llama fa=0,ub=512,repack=0]
+        [--modes off,sparse] [--repack 0,1] [--llama fa=1,ub=512,repack=0] [--llama fa=0,ub=512,repack=1]
 
 Each --llama is one more runner: flash attention (fa), micro-batch (ub), weights repacked at load (repack;
-5.7 GB more at the 14B shape) or mapped. Prints medians of tokens per second, and ratios to the first
---llama that follow from the medians.
+5.7 GB more at the 14B shape; llama.cpp's default) or mapped. --repack does the same for ours: 0, 1 or both.
+Prints medians of tokens per second, and ratios to the first --llama that follow from the medians.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import statistics
 import sys
 import time
+from contextlib import ExitStack
 
 import llama_cpp
 from sardine_gguf import Sardine
@@ -74,6 +75,9 @@ def main() -> None:
     p.add_argument("base")
     p.add_argument("--adapter")
     p.add_argument("--modes", default="off")
+    p.add_argument(
+        "--repack", default="0", metavar="0,1", help="ours with mapped weights, repacked, or both"
+    )
     p.add_argument("--llama", action="append", default=[], metavar="fa=1,ub=512,repack=0")
     p.add_argument("-p", default="", metavar="N,...")
     p.add_argument("-n", default="", metavar="N,...")
@@ -103,14 +107,19 @@ def main() -> None:
             )
         )
     modes = [m for m in a.modes.split(",") if m]
-    with Sardine(
-        a.base, adapter=a.adapter, n_ctx=n_ctx, n_batch=a.b, n_threads=a.t, delta_mode="off",
-        n_gpu_layers=a.ngl,
-    ) as first:  # fmt: skip
-        for mode in modes:
-            runners.append(
-                SardineRunner(first if mode == "off" else first.new_context(delta_mode=mode))  # type: ignore[arg-type]
-            )
+    with ExitStack() as stack:
+        for repack in (r == "1" for r in a.repack.split(",")):
+            start = time.perf_counter()
+            first = stack.enter_context(
+                Sardine(
+                    a.base, adapter=a.adapter, n_ctx=n_ctx, n_batch=a.b, n_threads=a.t, delta_mode="off",
+                    n_gpu_layers=a.ngl, repack=repack,
+                )
+            )  # fmt: skip
+            print(f"ours, repack {int(repack)}: loaded in {time.perf_counter() - start:.2f} s")
+            for mode in modes:
+                context = first if mode == "off" else first.new_context(delta_mode=mode)  # type: ignore[arg-type]
+                runners.append(SardineRunner(context, f"{mode}, repacked" if repack else mode))
         for samples in measure(runners, tests, a.r):
             for s in samples:
                 speed = s.test.n_tokens / statistics.median(s.seconds)

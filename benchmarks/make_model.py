@@ -128,13 +128,14 @@ def make(
     top_k: int = 2,
     density: float = 0.01,
     mask: str = "random",
-    block: int = schema.DEFAULT_BLOCK_COLUMNS,
+    block: int | None = None,
     kind: str = "q8_0",
     adapter: bool = False,
     widths: dict[str, int] = WIDTHS_14B,
 ) -> None:
     """Writes a file; n_experts = 0 makes the base alone."""
     base = random_base(layers, out_type, widths)
+    block = block or schema.default_block_columns(widths["hidden"], widths["inner"])
     metadata = adapter_metadata(base, path) if adapter else dict(base.metadata)
     experts: list[Part] = []
     if n_experts:
@@ -170,7 +171,7 @@ def main() -> None:
     p.add_argument("--density", type=float, default=0.01, help="of each FFN's weights (0.01)")
     p.add_argument("--mask", choices=MASKS, default="random", help="heavy: top magnitudes")
     p.add_argument("--delta-type", choices=schema.DELTA_TYPES, default="q8_0")
-    p.add_argument("--block-columns", type=int, default=schema.DEFAULT_BLOCK_COLUMNS)
+    p.add_argument("--block-columns", type=int, help="default: the converter's")
     p.add_argument("--adapter", action="store_true", help="the experts alone")
     a = p.parse_args()
     if not 0 <= a.experts <= schema.MAX_EXPERTS or not 1 <= a.top_k <= (a.experts or a.top_k):

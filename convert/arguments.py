@@ -72,7 +72,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--block-columns",
         type=int,
         metavar="N",
-        help=f"width of a column block (default {schema.DEFAULT_BLOCK_COLUMNS})",
+        help=f"width of a column block (default {schema.DEFAULT_BLOCK_COLUMNS}; less, in equal blocks, for "
+        "wider rows)",
     )
     repair = parser.add_mutually_exclusive_group()
     repair.add_argument(

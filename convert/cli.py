@@ -12,7 +12,6 @@ from types import FrameType
 
 from sardine_gguf.errors import FormatError
 
-from . import schema
 from .arguments import check_use, make_parser
 from .conversion import OptionError, convert, write_base
 from .options import QuantOptions
@@ -67,9 +66,7 @@ def _convert(args: argparse.Namespace, progress: Progress | None) -> ConversionR
         delta_type=args.delta_type,
         delta_mode=args.delta_mode or "sparse",
         expert_names=args.expert_names,
-        block_columns=schema.DEFAULT_BLOCK_COLUMNS
-        if args.block_columns is None
-        else args.block_columns,
+        block_columns=args.block_columns,
         adapter=args.adapter,
         verify=args.verify,
         compensation=args.compensation,

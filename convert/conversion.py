@@ -50,7 +50,7 @@ def convert(
     delta_type: str | None = None,
     delta_mode: str = "sparse",
     expert_names: Sequence[str] | None = None,
-    block_columns: int = schema.DEFAULT_BLOCK_COLUMNS,
+    block_columns: int | None = None,
     compensation: str | None = None,
     shared_type: str = schema.SHARED_TYPE,
     adapter: bool = False,
@@ -71,7 +71,7 @@ def convert(
         delta_type: f32, f16 or q8_0; the default is q8_0, and f32 if outtype is f32.
         delta_mode: the mode that a runtime starts in, sparse or gain.
         expert_names: one unique name for each expert.
-        block_columns: width of a column block, 1 to 65536.
+        block_columns: width of a column block, 1 to 65536; None: schema.default_block_columns.
         compensation: none, residual or extracted (compensation.py), for a quantized folder; the
             default is residual there and none elsewhere.
         shared_type: of the values that extracted keeps beside the experts': f32, f16 or q8_0.
@@ -102,7 +102,9 @@ def convert(
     method = choose_compensation(compensation, out_type)
     if shared_type not in schema.DELTA_TYPES:
         raise OptionError(f"shared type {shared_type!r}: expected {', '.join(schema.DELTA_TYPES)}")
-    if type(block_columns) is not int or not 1 <= block_columns <= schema.MAX_BLOCK_COLUMNS:
+    if block_columns is not None and (
+        type(block_columns) is not int or not 1 <= block_columns <= schema.MAX_BLOCK_COLUMNS
+    ):
         raise OptionError(
             f"block columns {block_columns!r}: expected 1 to {schema.MAX_BLOCK_COLUMNS}"
         )
@@ -123,6 +125,8 @@ def convert(
     names = choose_names(expert_names, checkpoint.n_experts)
     compare_configs(checkpoint, model, warnings)
     compare_base_ffn(checkpoint, model, warnings)
+    if block_columns is None:
+        block_columns = schema.default_block_columns(model.hidden, model.inner)
     reading = Reading(checkpoint.layers, progress)
     parts = []
     for layer in checkpoint.layers:

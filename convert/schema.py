@@ -34,6 +34,9 @@ EXPERT_NAMES: Final = ("math", "logic", "code", "science", "planning", "abstract
 MAX_EXPERTS: Final = 256
 MAX_BLOCK_COLUMNS: Final = 65536
 DEFAULT_BLOCK_COLUMNS: Final = 8192  # so many f32 activations fit the first-level cache
+_BALANCED_BLOCK_COLUMNS: Final = (
+    6144  # where rows are cut: a prompt's tile fits the second level too
+)
 MAX_POSITIONS: Final = 2**31 - 1
 MAX_NAME_BYTES: Final = 63
 MIN_ALIGNMENT: Final = 32
@@ -137,3 +140,15 @@ def matrix_shape(matrix: str, hidden: int, inner: int) -> tuple[int, int]:
 def is_sardine_tensor(name: str) -> bool:
     """True for names that only a SaRDinE file holds."""
     return "ffn_gate_inp" in name or ("ffn_" in name and "_delta" in name)
+
+
+def default_block_columns(hidden: int, inner: int) -> int:
+    """Columns of a block for matrices of these widths: one block, or equal ones of the widest rows.
+
+    docs/performance.md, "What helped".
+    """
+    widest = max(hidden, inner)
+    if widest <= DEFAULT_BLOCK_COLUMNS:
+        return DEFAULT_BLOCK_COLUMNS
+    n_blocks = -(-widest // _BALANCED_BLOCK_COLUMNS)
+    return -(-widest // (32 * n_blocks)) * 32

@@ -57,9 +57,9 @@ class Runner(Protocol):
 class SardineRunner:
     """A context in one delta mode."""
 
-    def __init__(self, model: Sardine) -> None:
+    def __init__(self, model: Sardine, name: str | None = None) -> None:
         self.model = model
-        self.name = model.delta_mode
+        self.name = name or model.delta_mode
         self.n_vocab = int(model.n_vocab)
 
     def truncate(self, n_tokens: int) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sardine_gguf.convert import schema
 from sardine_gguf.convert.pack import (
     count,
     flat_offset,
@@ -120,3 +121,17 @@ def test_scale_of_zeros_float32_and_the_smallest_numbers():
     assert small == np.float32(2.0**-126)
     assert value_scale(values + 5, "f32").tolist() == [1, 1]
     assert value_scale(np.zeros((3, 0), np.float32), "f16").tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "inner", "expected"),
+    [(1, 1, 8192), (64, 8192, 8192), (5120, 16384, 5472), (8192, 28672, 5760), (8193, 4, 4128)],
+)
+def test_default_block_columns(hidden, inner, expected):
+    """One block as far as it goes, then equal ones: the last is at most 32 columns a block short."""
+    columns = schema.default_block_columns(hidden, inner)
+    assert columns == expected
+    n_blocks = -(-max(hidden, inner) // columns)
+    if max(hidden, inner) > schema.DEFAULT_BLOCK_COLUMNS:
+        assert n_blocks * columns - max(hidden, inner) < 32 * n_blocks
+    assert columns <= schema.MAX_BLOCK_COLUMNS
