@@ -58,8 +58,20 @@ __m256i first_lanes(int64_t n) {
 // with each page, and the first level is full of x.
 constexpr int64_t kAhead = 96;
 
-void multiply_block(const uint16_t* col, const float* x, const __m256 v[4], float* out) {
-    for (int h = 0; h < 4; ++h) _mm256_storeu_ps(out + 8 * h, _mm256_mul_ps(v[h], gather8(x, col + 8 * h)));
+// v[h] = sum over the parts of weight * block i's values
+template <int N>
+inline void mix_block(const Q8Block* const* blocks, const WeightedValues* parts, int64_t n_parts, int64_t i,
+                      __m256 v[4]) {
+    for (int64_t j = 0; j < (N > 0 ? N : n_parts); ++j) {
+        const Q8Block& block = blocks[j][i];
+        _mm_prefetch(reinterpret_cast<const char*>(&block + kAhead), _MM_HINT_T1);
+        const __m256 d = _mm256_set1_ps(parts[j].weight * _cvtsh_ss(block.d));
+        for (int h = 0; h < 4; ++h) {
+            const __m128i q = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block.q + 8 * h));
+            const __m256 f = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q));
+            v[h] = j == 0 ? _mm256_mul_ps(d, f) : _mm256_fmadd_ps(d, f, v[h]);
+        }
+    }
 }
 
 // out[i] = mixed[begin + i] * x[col[begin + i]] for i in [lead, n); begin is a multiple of 32, lead < 32.
@@ -67,34 +79,33 @@ void multiply_block(const uint16_t* col, const float* x, const __m256 v[4], floa
 template <int N>
 void products(const uint16_t* col, const WeightedValues* parts, int64_t n_parts, int64_t begin, int64_t lead,
               int64_t n, const float* x, float* out) {
-    const int64_t count = N > 0 ? N : n_parts;
-    const Q8Block* blocks[N > 0 ? N : 1];
-    auto data = [&](int64_t j) { return reinterpret_cast<const Q8Block*>(parts[j].data) + begin / kQ8Block; };
-    for (int j = 0; j < N; ++j) blocks[j] = data(j);
+    const Q8Block* blocks[N > 0 ? N : kMostParts];
+    for (int64_t j = 0; j < (N > 0 ? N : n_parts); ++j)
+        blocks[j] = reinterpret_cast<const Q8Block*>(parts[j].data) + begin / kQ8Block;
     col += begin;
-    for (int64_t i = 0; i < n; i += kQ8Block) {
-        __m256 sum[4];
-        for (auto& s : sum) s = _mm256_setzero_ps();
-        for (int64_t j = 0; j < count; ++j) {
-            const Q8Block* block = (N > 0 ? blocks[j] : data(j)) + i / kQ8Block;
-            _mm_prefetch(reinterpret_cast<const char*>(block + kAhead), _MM_HINT_T1);
-            const __m256 d = _mm256_set1_ps(parts[j].weight * _cvtsh_ss(block->d));
-            for (int h = 0; h < 4; ++h) {
-                const __m128i q = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block->q + 8 * h));
-                sum[h] = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)), sum[h]);
-            }
-        }
-        _mm_prefetch(reinterpret_cast<const char*>(col + i + kAhead * kQ8Block), _MM_HINT_T1);
-        if (__builtin_expect(i >= lead && i + kQ8Block <= n, 1)) {
-            multiply_block(col + i, x, sum, out + i);
-            continue;
-        }
-        // Columns of the positions around belong to other rows, maybe of a wider block.
+    // Columns of the positions around belong to other rows, maybe of a wider block. Blocks with such are done
+    // apart, so that the loop over the others is free of branches and calls.
+    auto edge = [&](int64_t i) {
+        __m256 v[4];
+        mix_block<N>(blocks, parts, n_parts, i / kQ8Block, v);
+        float values[kQ8Block];
+        for (int h = 0; h < 4; ++h) _mm256_storeu_ps(values + 8 * h, v[h]);
         const int64_t first = i < lead ? lead - i : 0, last = n - i < kQ8Block ? n - i : kQ8Block;
-        uint16_t own[kQ8Block] = {};
-        for (int64_t p = first; p < last; ++p) own[p] = col[i + p];
-        multiply_block(own, x, sum, out + i);
+        for (int64_t p = first; p < last; ++p) out[i + p] = values[p] * x[col[i + p]];
+    };
+    int64_t i = 0;
+    if (lead > 0) {
+        edge(0);
+        i = kQ8Block;
     }
+    for (; i + kQ8Block <= n; i += kQ8Block) {
+        __m256 v[4];
+        mix_block<N>(blocks, parts, n_parts, i / kQ8Block, v);
+        _mm_prefetch(reinterpret_cast<const char*>(col + i + kAhead * kQ8Block), _MM_HINT_T1);
+        for (int h = 0; h < 4; ++h)
+            _mm256_storeu_ps(out + i + 8 * h, _mm256_mul_ps(v[h], gather8(x, col + i + 8 * h)));
+    }
+    if (i < n) edge(i);
 }
 
 // The same for values of other types, which are in `out` already.

@@ -9,7 +9,6 @@ namespace {
 
 constexpr int64_t kGroupPositions = 2048;  // values of a row group stay in the first-level cache
 constexpr int64_t kGroupRows = 64;
-constexpr int64_t kMaxExperts = 256;
 
 struct Range {
     int64_t begin, end;
@@ -59,7 +58,7 @@ void add_one_token(const SparseDeltaArgs& a, const CpuOps& ops, Range rows, int6
                    SparseScratch& scratch) {
     const DeltaMatrix& m = *a.delta;
     float* y = a.y + token * a.y_stride;
-    WeightedValues parts[kMaxExperts + 1];
+    WeightedValues parts[kMostParts];
     int64_t n_parts = 0;
     auto part = [&](const DeltaValues& v, float weight) {
         parts[n_parts++] = {v.type, v.data, weight * v.scale};
