@@ -9,7 +9,8 @@ types with matrices that stay in the caches. Then a table for each mode and test
 bytes at the memory's rate; "by operations" its products at ggml's rate, and its float32 multiply-adds at
 the vector units' rate. The ratio is of the measured time to the larger of the two. A part that is left out
 of the model of costs (norms, rope, swiglu, copies) has no least time: it is in "rest". Measured times are
-those of sardine-bench's profile: means of -r runs; a prompt's are of the whole prompt, a generation's of a token.
+those of sardine-bench's profile, each part's median of -r runs; a prompt's are of the whole prompt, a
+generation's of a token.
 
 -d fills contexts with made-up keys and values (made_up_state.py). Markdown on standard output; progress on
 standard error; -o keeps everything as JSON, written after each table.
@@ -21,6 +22,8 @@ import argparse
 import dataclasses
 import json
 import os
+import random
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -54,18 +57,23 @@ class Line:
     measured: float | None
 
     @property
+    def least(self) -> float | None:
+        """The larger of the two that are known."""
+        known = [s for s in (self.by_bytes, self.by_operations) if s is not None]
+        return max(known) if known else None
+
+    @property
     def ratio(self) -> float | None:
-        """Measured to least."""
-        if self.measured is None or self.by_bytes is None or self.by_operations is None:
+        """Measured to least; None of a part that is not all of what was measured."""
+        if self.measured is None or self.by_operations is None or not self.least:
             return None
-        least = max(self.by_bytes, self.by_operations)
-        return self.measured / least if least else None
+        return self.measured / self.least
 
 
 def lines_of(
     found: dict[str, Cost], seconds: dict[str, float], limit: Limits, n_tokens: int
 ) -> list[Line]:
-    """A line for each part, and their sum.
+    """A line for each part.
 
     Args:
         found: costs by part.
@@ -94,39 +102,28 @@ def lines_of(
                 took,
             )
         )
-    least = sum(max(x.by_bytes or 0, x.by_operations or 0) for x in out)
-    by_bytes = sum(x.by_bytes or 0 for x in out)
-    total = Line(
-        "all",
-        sum(x.gb or 0 for x in out),
-        sum(x.gflop or 0 for x in out),
-        by_bytes,
-        # of the sum, what counts is each part's larger one
-        least,
-        sum(x.measured or 0 for x in out),
-    )
-    return [*out, total]
+    return out
 
 
 def markdown(lines: list[Line]) -> str:
-    """The table; the last line's "by operations" is the sum of each part's larger time."""
+    """The table; its last row sums the parts, of least times each part's larger one."""
 
     def cell(value: float | None, digits: int, scale: float = 1.0) -> str:
         return "" if value is None else f"{value * scale:.{digits}f}"
 
     rows = [
-        "| part | GB | GFLOP | least by bytes, ms | least by operations, ms | measured, ms | measured / least |",
+        "| part | GB | GFLOP | least by bytes, ms | least by operations, ms | measured, ms | ratio |",
         "|---|---|---|---|---|---|---|",
     ]
-    for x in lines[:-1]:
+    for x in lines:
         rows.append(
             f"| {x.part} | {cell(x.gb, 3)} | {cell(x.gflop, 3)} | {cell(x.by_bytes, 2, 1e3)} "
             f"| {cell(x.by_operations, 2, 1e3)} | {cell(x.measured, 2, 1e3)} | {cell(x.ratio, 2)} |"
         )
-    x = lines[-1]
+    least, measured = sum(x.least or 0 for x in lines), sum(x.measured or 0 for x in lines)
     rows.append(
-        f"| all: the larger of the two, summed | {cell(x.gb, 3)} | {cell(x.gflop, 3)} "
-        f"| {cell(x.by_operations, 2, 1e3)} | | {cell(x.measured, 2, 1e3)} | {cell(x.ratio, 2)} |"
+        f"| all | {sum(x.gb or 0 for x in lines):.3f} | {sum(x.gflop or 0 for x in lines):.3f} "
+        f"| {least * 1e3:.2f} (the larger of each part) | | {measured * 1e3:.2f} | {measured / least:.2f} |"
     )
     return "\n".join(rows)
 
@@ -146,29 +143,25 @@ def limits_markdown(limit: Limits) -> str:
     if limit.bytes_ is not None:
         rows.append(f"| multiply-adds of bytes | {limit.bytes_ / 1e9:.1f} G/s |")
     rows += [
-        f"| ggml's product in the caches, {type_name(kind)}, {n} at a time | {rate / 1e9:.1f} G multiply-adds/s |"
+        f"| ggml's multiply-adds in the caches, {type_name(kind)}, {n} at a time | {rate / 1e9:.1f} G/s |"
         for (kind, n), rate in limit.products.items()
     ]
     return "\n".join(rows)
 
 
 def measured_seconds(runner: SardineRunner, test: Test, repetitions: int) -> dict[str, float]:
-    """Mean seconds by part, of a prompt or of a generated token."""
-    import random
-
+    """Seconds by part, of a prompt or of a generated token; medians."""
     source = random.Random(0)
     fill_made_up(runner, test.depth, source)
     run_once(runner, Test(test.n_prompt, min(test.n_gen, 1)), source)  # warm-up
-    out: dict[str, float] = {}
-    per = repetitions * (test.n_gen or 1)
-    for _ in range(repetitions):
-        for part, ns in profile_ns(runner, test, fill_made_up).items():
-            out[part] = out.get(part, 0.0) + ns / 1e9 / per
-    return out
+    runs = [profile_ns(runner, test, fill_made_up) for _ in range(repetitions)]
+    parts = {part for run in runs for part in run}
+    per = 1e9 * (test.n_gen or 1)
+    return {part: statistics.median(run.get(part, 0) for run in runs) / per for part in parts}
 
 
 def numbers(text: str) -> list[int]:
-    """a,b,... without zeros but for a lone one."""
+    """Of a list a,b,..."""
     return [int(n) for n in text.split(",") if n]
 
 
@@ -209,7 +202,13 @@ def main() -> None:
         sizes = {1, *(min(t.n_prompt, n_batch) for t in tests if t.n_prompt)}
         limit = limits(a.t, kinds, sizes, a.gib, a.seconds, progress)
         print(limits_markdown(limit), flush=True)
-        record: dict[str, Any] = {"limits": repr(limit), "tables": []}
+        record: dict[str, Any] = {
+            "limits": {
+                **dataclasses.asdict(limit),
+                "products": [[*k, v] for k, v in limit.products.items()],
+            },
+            "tables": [],
+        }
         for test in tests:
             for runner in runners:
                 progress(f"{test.name}: {runner.name}")
