@@ -257,7 +257,10 @@ def main() -> None:
         files = {f"density {i}": identity(i.split("=", 1)[1]) for i in a.density}
         files |= {"adapter": identity(a.adapter)} if a.adapter and a.depths else {}
         settings = {**options, "base": identity(a.base), **files}
-        results = Results(a.o, settings)
+        try:
+            results = Results(a.o, settings)
+        except ValueError as e:
+            p.error(str(e))
 
         def tests(depth: int) -> list[Test]:
             return [Test(n, 0, depth) for n in a.p] + [Test(0, n, depth) for n in a.n]

@@ -26,24 +26,32 @@ _TYPES = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8
           11: "q3_k", 12: "q4_k", 13: "q5_k", 14: "q6_k", 20: "iq4_nl", 23: "iq4_xs", 30: "bf16"}  # fmt: skip
 
 
+def compile_library(source: Path, out: Path) -> Path:
+    """A shared library of one C++ file, for this processor.
+
+    Raises:
+        RuntimeError: there is no compiler, or it refuses.
+    """
+    command = [*shlex.split(os.environ.get("CXX", "g++")), "-O3", "-march=native", "-std=c++20"]
+    command += ["-shared", "-fPIC", "-pthread", str(source), "-o", str(out)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise RuntimeError(f"{command[0]} is missing: install it or set CXX") from None
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stderr}")
+    return out
+
+
 @functools.cache
 def loops() -> ctypes.CDLL:
     """machine.cpp, compiled.
 
     Raises:
-        RuntimeError: there is no compiler, or it refuses.
+        RuntimeError: it cannot be compiled.
     """
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "machine.so"
-        command = [*shlex.split(os.environ.get("CXX", "g++")), "-O3", "-march=native", "-std=c++20"]
-        command += ["-shared", "-fPIC", "-pthread", str(_SOURCE), "-o", str(out)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            raise RuntimeError(f"{command[0]} is missing: install it or set CXX") from None
-        if done.returncode:
-            raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stderr}")
-        lib = ctypes.CDLL(str(out))
+        lib = ctypes.CDLL(str(compile_library(_SOURCE, Path(folder) / "machine.so")))
     for name, result, arguments in (
         ("read_words", ctypes.c_double, [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int,
                                          ctypes.c_int, ctypes.POINTER(ctypes.c_uint64)]),
