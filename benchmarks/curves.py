@@ -77,8 +77,7 @@ class Results:
         for line, s in seconds.items():
             entry = at.setdefault(
                 line.name,
-                {"mode": line.mode, "x": line.x, "depth": test.depth, "tokens": test.n_tokens,
-                 "prompt": bool(test.n_prompt), "seconds": []},
+                {"mode": line.mode, "x": line.x, "depth": test.depth, "tokens": test.n_tokens, "seconds": []},
             )  # fmt: skip
             entry["seconds"].append(s)
         with replaced_file(self.path) as append:
@@ -162,33 +161,30 @@ def table(data: dict[str, Any]) -> str:
 
 
 def draw(data: dict[str, Any], path: Path) -> None:
-    """A row of axes for each study: decode and prefill, as far as they were measured."""
+    """Axes for each study and test; medians, and bars from the least to the largest speed."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    panels: list[tuple[str, str, list[tuple[str, float, float, float, float]]]] = []
+    # By study and test without its depth; points: mode, x, then the middle, least and largest speed.
+    panels: dict[tuple[str, str], list[tuple[str, float | None, float, float, float]]] = {}
     for study, tests in data["studies"].items():
-        for kind in ("decode", "prefill"):
-            points = []
-            for lines in tests.values():
-                for e in lines.values():
-                    if ("prefill" if e["prompt"] else "decode") != kind:
-                        continue
-                    x = e["depth"] if study == "depth" else e["x"]
-                    speeds = sorted(e["tokens"] / s for s in e["seconds"])
-                    middle = e["tokens"] / statistics.median(e["seconds"])
-                    points.append((e["mode"], x, middle, speeds[0], speeds[-1]))
-            if points:
-                panels.append((study, kind, points))
+        for test, lines in tests.items():
+            for e in lines.values():
+                x = e["depth"] if study == "depth" else e["x"]
+                speeds = sorted(e["tokens"] / s for s in e["seconds"])
+                middle = e["tokens"] / statistics.median(e["seconds"])
+                panels.setdefault((study, test.split(" @ ")[0]), []).append(
+                    (e["mode"], x, middle, speeds[0], speeds[-1])
+                )
     if not panels:
         raise ValueError("there is nothing to draw yet")
     figure, axes = pyplot.subplots(
         1, len(panels), figsize=(4.2 * len(panels), 3.4), layout="constrained", squeeze=False
     )
     colours = {"off": "C7", "gain": "C1", "sparse": "C0"}
-    for ax, (study, kind, points) in zip(axes[0], panels, strict=True):
+    for ax, ((study, test), points) in zip(axes[0], panels.items(), strict=True):
         for mode, colour in colours.items():
             mine = sorted(
                 (p for p in points if p[0] == mode and p[1] is not None), key=lambda p: p[1]
@@ -202,7 +198,12 @@ def draw(data: dict[str, Any], path: Path) -> None:
                 ax.axhline(p[2], color=colour, linestyle="--", label=mode)
         label = "tokens in the context" if study == "depth" else "density, %"
         top = 1.15 * max(p[4] for p in points)
-        ax.set(xlabel=label, ylabel="tokens/s", title=kind, ylim=(0, top))
+        ax.set(
+            xlabel=label,
+            ylabel="tokens/s",
+            title=f"{'prefill' if test.startswith('pp') else 'decode'} ({test})",
+            ylim=(0, top),
+        )
         ax.grid(alpha=0.3)
         ax.legend()
     figure.savefig(path, dpi=110)

@@ -82,11 +82,10 @@ def costs(model: Sardine, n_tokens: int, past: float = 0.0) -> dict[str, Cost]:
                 share = min(1.0, size / t.shape[-1])
             elif t.name.endswith("_delta.val"):
                 share = 1 - (1 - k / n_experts) ** size if used else 0.0
-                cost.floats += size * k * t.shape[0] if used else 0.0
             elif t.name.endswith(("_delta.row_ptr", "_delta.col")):
                 share = float(used or has_shared)
-                if has_shared and t.name.endswith(".col"):
-                    cost.floats += size * t.shape[0]
+                if t.name.endswith(".col"):  # values are padded to whole blocks
+                    cost.floats += size * t.shape[0] * (k * used + has_shared)
             elif t.name.endswith(("_delta.scale", "ffn_delta.mean")):
                 share = float(mode != "off")
             elif part == "router":
