@@ -130,11 +130,11 @@ double byte_dot(int n_threads, int64_t steps, double* total) {
     });
 #elif defined(__AVX2__)
     seconds = timed(n_threads, [&](int i) {
-        __m256i acc[8] = {};
+        __m256i acc[4] = {};  // more would not stay in registers
         __m256i a = _mm256_set1_epi8(1);
         const __m256i b = a, ones = _mm256_set1_epi16(1);
         for (int64_t s = 0; s < steps; ++s)
-#pragma GCC unroll 8
+#pragma GCC unroll 4
             for (__m256i& v : acc) {
                 asm volatile("" : "+x"(a));  // each product is made anew
                 v = _mm256_add_epi32(v, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
@@ -156,7 +156,7 @@ int64_t byte_products_per_step() {
 #if defined(__AVX512VNNI__)
     return 12 * 64;
 #elif defined(__AVX2__)
-    return 8 * 32;
+    return 4 * 32;
 #else
     return 0;
 #endif

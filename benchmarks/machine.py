@@ -72,6 +72,7 @@ def state_hash(data: NDArray[np.uint8]) -> int:
     return int(loops().state_hash(data.ctypes.data, data.nbytes))
 
 
+@functools.lru_cache(1)  # filling it takes longer than reading it
 def _words(nbytes: int, n_threads: int) -> NDArray[np.uint64]:
     """0, 1, 2, ... aligned to a cache line; a whole number of vectors for each thread."""
     n = max(1, nbytes // 8 // (256 * n_threads)) * 256 * n_threads

@@ -12,6 +12,9 @@ of the model of costs (norms, rope, swiglu, copies) has no least time: it is in 
 those of sardine-bench's profile, each part's median of -r runs; a prompt's are of the whole prompt, a
 generation's of a token.
 
+The memory's rate is measured again before and after each table, which takes the larger: on a shared machine
+it halves and doubles from minute to minute, and a table whose two rates differ is to be measured again.
+
 -d fills contexts with made-up keys and values (made_up_state.py). Markdown on standard output; progress on
 standard error; -o keeps everything as JSON, written after each table.
 """
@@ -28,7 +31,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from machine import Limits, limits, type_name
+from machine import Limits, limits, read_rate, type_name
 from made_up_state import fill_made_up
 from sardine_gguf import Sardine
 from sardine_gguf.bench_cost import Cost, costs
@@ -219,13 +222,22 @@ def main() -> None:
                     )
                 else:
                     found, size = costs(runner.model, 1, test.depth + test.n_gen / 2 - 1), 1
-                lines = lines_of(found, measured_seconds(runner, test, a.r), limit, size)
+                before = read_rate(limit.memory_size, a.t, a.seconds / 2)
+                seconds = measured_seconds(runner, test, a.r)
+                after = read_rate(limit.memory_size, a.t, a.seconds / 2)
+                now = dataclasses.replace(limit, memory=max(before, after))
+                lines = lines_of(found, seconds, now, size)
                 what = "the prompt" if test.n_prompt else "a token"
-                print(f"\n{test.name}, {runner.name}, {what}:\n\n{markdown(lines)}", flush=True)
+                rates = f"memory {before / 1e9:.1f} GB/s before, {after / 1e9:.1f} after"
+                print(
+                    f"\n{test.name}, {runner.name}, {what}; {rates}:\n\n{markdown(lines)}",
+                    flush=True,
+                )
                 record["tables"].append(
                     {
                         "test": test.name,
                         "mode": runner.name,
+                        "memory": [before, after],
                         "lines": [dataclasses.asdict(x) for x in lines],
                     }
                 )
