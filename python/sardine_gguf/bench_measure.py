@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from sardine_gguf.bench_cost import costs
 from sardine_gguf.model import Sardine
 
 
@@ -122,17 +123,24 @@ def fill(runner: Runner, depth: int, source: random.Random) -> None:
         runner.decode(_tokens(depth, runner.n_vocab, source))
 
 
+Fill = Callable[[Any, int, random.Random], None]  # as fill, of the runners that it is for
+
+
 def measure(
     runners: Sequence[Runner],
     tests: Iterable[Test],
     repetitions: int,
     warmup: bool = True,
     progress: Callable[[str], None] = lambda text: None,
+    fill: Fill = fill,
 ) -> list[list[Samples]]:
     """Runs every test on every runner, in turns within each repetition.
 
     A disturbance of the machine then meets all of them, and a drift cancels in the ratios. Each
     repetition begins with another runner.
+
+    Args:
+        fill: makes the context of a test's depth.
 
     Returns:
         for each test the samples of each runner, in the order given.
@@ -180,11 +188,8 @@ _PARTS = {
 }
 
 
-def profile(runner: SardineRunner, test: Test) -> dict[str, float]:
-    """Shares of the time by part, in a run that is not timed otherwise; they sum to 1.
-
-    gain's product is among "deltas".
-    """
+def profile_ns(runner: SardineRunner, test: Test, fill: Fill = fill) -> dict[str, int]:
+    """Nanoseconds by part of a run that is not timed otherwise. gain's product is among "deltas"."""
     source = random.Random(0)
     fill(runner, test.depth, source)
     runner.model.session.set_profile(True)
@@ -193,11 +198,17 @@ def profile(runner: SardineRunner, test: Test) -> dict[str, float]:
         found = runner.model.session.profile()
     finally:
         runner.model.session.set_profile(False)
-    shares: dict[str, float] = {}
+    parts: dict[str, int] = {}
     for kind, ns in found.items():
         part = _PARTS.get(kind, "rest")
-        shares[part] = shares.get(part, 0.0) + ns / sum(found.values())
-    return shares
+        parts[part] = parts.get(part, 0) + ns
+    return parts
+
+
+def profile(runner: SardineRunner, test: Test) -> dict[str, float]:
+    """Shares of the time by part, as profile_ns has it; they sum to 1."""
+    found = profile_ns(runner, test)
+    return {part: ns / sum(found.values()) for part, ns in found.items()}
 
 
 def decode_bytes(model: Sardine, test: Test) -> float:
@@ -205,26 +216,8 @@ def decode_bytes(model: Sardine, test: Test) -> float:
 
     Weights, cached keys and values; in sparse the positions and the values of the token's experts.
     """
-    h, e = model.model.hparams, model.model.experts
-    mode = model.delta_mode
-    has_shared = model.metadata.get("sardine.compensation") == "extracted"
-    total = 0.0
-    for file in (model.model.file, model.model.adapter):
-        tensors = file.tensors if file is not None else []
-        for t in tensors:
-            part = 1.0
-            if t.name == "token_embd.weight" and any(o.name == "output.weight" for o in tensors):
-                part = 1 / t.shape[-1]
-            elif t.name.endswith("_delta.val"):
-                part = e["expert_used_count"] / t.shape[-1] if mode == "sparse" else 0
-            elif t.name.endswith(("_delta.row_ptr", "_delta.col")):
-                part = float(mode == "sparse" or has_shared)
-            elif t.name.endswith(("_delta.scale", "ffn_delta.mean", "ffn_gate_inp.weight")):
-                part = float(mode != "off")
-            total += t.nbytes * part
-    value = {"f16": 2.0, "f32": 4.0, "q8_0": 34 / 32}[model.kv_type]
-    rows = test.depth + test.n_prompt + test.n_gen / 2
-    return float(total + 2 * h["n_layer"] * h["head_dim"] * h["n_head_kv"] * value * rows)
+    past = test.depth + test.n_prompt + test.n_gen / 2 - 1  # the token itself is read as well
+    return sum(c.nbytes for c in costs(model, 1, past).values())
 
 
 def memory() -> dict[str, float]:
