@@ -264,7 +264,7 @@ def main() -> None:
             p.error(str(e))
 
         def tests(depth: int) -> list[Test]:
-            return [Test(n, 0, depth) for n in a.p] + [Test(0, n, depth) for n in a.n]
+            return [Test(n, 0, depth) for n in a.p if n] + [Test(0, n, depth) for n in a.n if n]
 
         if a.density:
             given = [(float(i.split("=", 1)[0]), i.split("=", 1)[1]) for i in a.density]

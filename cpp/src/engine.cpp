@@ -109,8 +109,7 @@ Engine::Engine(const Model& m, const EngineOptions& o)
     context_.cache = cache_.get();
     reserve_scratch(top_k_);
     for (auto& rows : attention_rows_) rows.resize(attention_scratch(h_->n_head, h_->n_head_kv));
-    single_.reserve(context_, shape(1, n_ctx_ - 1, false));
-    if (n_batch_ > 1) batch_.reserve(context_, shape(n_batch_, n_ctx_ - n_batch_, false));
+    reserve_graphs();
 }
 
 Engine::~Engine() {
@@ -125,6 +124,20 @@ void Engine::reserve_scratch(int64_t k) {
                 scratch_.front().reserve(*op->delta, n_batch_, sparse ? k : 0);
     // Every thread needs the same; sizing it reads all row pointers, so that is done once.
     std::fill(scratch_.begin() + 1, scratch_.end(), scratch_.front());
+}
+
+// In `off` attention changes its kind with the context's length, so the largest of either kind.
+std::vector<GraphShape> Engine::largest_shapes(int64_t n_tokens) const {
+    std::vector<GraphShape> out{shape(n_tokens, n_ctx_ - n_tokens, false)};
+    const int64_t short_context = std::min(n_ctx_, kFlashPositions);
+    if (n_tokens <= short_context) out.push_back(shape(n_tokens, short_context - n_tokens, false));
+    return out;
+}
+
+void Engine::reserve_graphs() {
+    for (const GraphShape& s : largest_shapes(1)) single_.reserve(context_, s);
+    if (n_batch_ == 1) return;
+    for (const GraphShape& s : largest_shapes(n_batch_)) batch_.reserve(context_, s);
 }
 
 void Engine::steer(const Steering& steering) {
@@ -156,8 +169,7 @@ void Engine::change(GraphContext next) {
                             context_.keep_router_logits);
     };
     try {
-        single_.reserve(context_, shape(1, n_ctx_ - 1, false));
-        if (n_batch_ > 1) batch_.reserve(context_, shape(n_batch_, n_ctx_ - n_batch_, false));
+        reserve_graphs();
         change_device();
     } catch (...) {
         std::swap(context_, next);
@@ -216,9 +228,13 @@ MemoryNeed Engine::need(int64_t n_ctx, const EngineOptions& o) {
     const KvCache tensors(*h_, n_ctx, o.kv_type);
     context_.cache = &tensors;
     MemoryNeed n{.cache = KvCache::bytes(*h_, n_ctx, o.kv_type, n_host_layers_)};
-    n.compute = Graph(context_, shape(1, n_ctx_ - 1, false)).bytes(n_threads_);
-    if (n_batch_ > 1)
-        n.compute += Graph(context_, shape(n_batch_, n_ctx_ - n_batch_, false)).bytes(n_threads_);
+    for (const int64_t n_tokens : {int64_t{1}, n_batch_}) {
+        double most = 0;
+        for (const GraphShape& s : largest_shapes(n_tokens))
+            most = std::max(most, Graph(context_, s).bytes(n_threads_));
+        n.compute += most;
+        if (n_batch_ == 1) break;
+    }
     const int64_t k = context_.n_expert_used, widest = std::max(h_->n_ff, h_->n_embd);
     if (k > 0)
         n.compute += static_cast<double>(SparseScratch::bound(widest, n_batch_, k, n_experts_)) * n_threads_;
@@ -228,7 +244,8 @@ MemoryNeed Engine::need(int64_t n_ctx, const EngineOptions& o) {
 
 GraphShape Engine::shape(int64_t n_tokens, int64_t n_past, bool all_logits) const {
     // Our attention reads the positions; only flash attention's graph depends on how many there are.
-    const bool flash = uses_flash_attention(context_.mode, context_.cache->type(), n_tokens);
+    const bool flash =
+        uses_flash_attention(context_.mode, context_.cache->type(), n_tokens, n_past + n_tokens);
     return {.n_tokens = n_tokens,
             .n_kv = flash ? padded_positions(n_past + n_tokens) : 0,
             .all_logits = all_logits};

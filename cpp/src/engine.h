@@ -81,6 +81,8 @@ class Engine {
  private:
     void change(GraphContext next);
     void reserve_scratch(int64_t k);
+    void reserve_graphs();
+    std::vector<GraphShape> largest_shapes(int64_t n_tokens) const;
     bool fits(double budget, const EngineOptions& o);
     void choose_context(const Model& m, const EngineOptions& o);
     MemoryNeed need(int64_t n_ctx, const EngineOptions& o);

@@ -316,7 +316,7 @@ ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor*
 
 Graph::Graph(const GraphContext& g, const GraphShape& s) : shape(s) {
     const HParams& h = *g.hparams;
-    const bool flash = g.n_layers > 0 && uses_flash_attention(g.mode, g.cache->type(), s.n_tokens);
+    const bool flash = g.n_layers > 0 && s.n_kv > 0;
     const int64_t n_logits = s.all_logits ? s.n_tokens : 1;
     // Flash attention of a layer has at most a node of each kind for a tile and head; the shapes of real
     // models need one.

@@ -15,11 +15,14 @@ namespace sardine {
 
 // Whether attention is ggml's flash attention rather than our op. From a whole tile of tokens on ggml
 // computes in f32 and is used; below that it sums f16 values in f16, so the modes with experts use ours. The
-// base alone (off) always uses ggml's, so that it equals llama.cpp with flash attention bit for bit. ggml's
+// base alone (off) uses ggml's while the context is short, so that it equals llama.cpp with flash attention
+// bit for bit there; over many positions ours is faster as well (docs/performance.md). ggml's
 // is slow on q8_0, whose rows are widened to f32 for it: worth it for a tile of tokens, not for a few.
 constexpr int64_t kFlashTokens = 64;
-inline bool uses_flash_attention(DeltaMode mode, ggml_type kv_type, int64_t n_tokens) {
-    return n_tokens >= kFlashTokens || (mode == DeltaMode::off && kv_type != GGML_TYPE_Q8_0);
+constexpr int64_t kFlashPositions = 512;
+inline bool uses_flash_attention(DeltaMode mode, ggml_type kv_type, int64_t n_tokens, int64_t n_positions) {
+    return n_tokens >= kFlashTokens ||
+           (mode == DeltaMode::off && kv_type != GGML_TYPE_Q8_0 && n_positions <= kFlashPositions);
 }
 
 // Multiply-adds of a node at most, by the kind of its matrix, for flash attention and for sparse deltas. ggml

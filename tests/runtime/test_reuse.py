@@ -31,11 +31,13 @@ def test_decoding_builds_no_graph_per_token(wide: TinyModel, mode: str, kv_type:
 
 
 def test_flash_attention_builds_one_graph_for_256_tokens(wide: TinyModel) -> None:
-    """Only in mode off, whose graphs depend on the positions in steps of 256."""
-    with wide.open(delta_mode="off", kv_type="f16", n_ctx=700) as m:
-        for t in random_tokens(700):
+    """Only in mode off and up to 512 positions, where its graphs depend on them in steps of 256."""
+    with wide.open(delta_mode="off", kv_type="f16", n_ctx=1500) as m:
+        before = m.session.memory_bytes
+        for t in random_tokens(1400):
             m.session.decode([t])
         assert built(m) == 3
+        assert m.session.memory_bytes == before
 
 
 def test_prompts_do_not_evict_the_decode_graph(wide: TinyModel) -> None:
