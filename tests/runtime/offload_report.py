@@ -131,8 +131,9 @@ def main(argv: list[str] | None = None) -> int:
                     out={"outtype": base, "delta_type": delta},
                 )
                 results.append(evaluate(model, a.kv_type, Path(folder)))
+        n = results[0]["routed", "", "cpu", 1].experts.size * a.seeds
         print(
-            f"\n{base} base, {delta} deltas: NMSE, other choices of {results[0]['routed', '', 'cpu', 1].experts.size * a.seeds} | NMSE with forced experts"
+            f"\n{base} base, {delta} deltas: NMSE, other choices of {n}, NMSE with forced experts"
         )
         for one, other in PAIRS:
             cells = []

@@ -62,7 +62,11 @@ def test_same_logits(tiny: TinyModel, mode: str, n_gpu_layers: int, n_batch: int
 CASES: dict[str, dict[str, Any]] = {
     "some_layers": {"base": {"layers": 5}, "srde": {"layers": [1, 3], "density": 0.05}},
     "blocks": {"base": {"inner": 97}, "out": {"block_columns": 33}},
-    "most_experts": {"top_k": 9, "base": {"layers": 1}, "srde": {"n_experts": 256, "density": 0.02}},
+    "most_experts": {
+        "top_k": 9,
+        "base": {"layers": 1},
+        "srde": {"n_experts": 256, "density": 0.02},
+    },
     "many_experts": {"top_k": 5, "srde": {"n_experts": 40, "density": 0.05}},
     "tied": {"base": {"tied": True}},
     "q8_0": {"out": {"outtype": "q8_0", "delta_type": "q8_0"}, "base": {"inner": 128}},
@@ -143,8 +147,8 @@ def test_text(tiny: TinyModel) -> None:
 def test_experts_steered(tiny: TinyModel) -> None:
     """Forced, muted and biased experts, and the router's logits."""
     names = None
-    more = {e: 0.2 for e in range(5)}  # than its top_k
-    fewer = {e: "mute" for e in range(3)}
+    more = dict.fromkeys(range(5), 0.2)  # than its top_k
+    fewer = dict.fromkeys(range(3), "mute")
     for setting, n_batch in itertools.product(
         ({0: 1.0}, {0: 0.75, 3: 0.25}, more, fewer, {1: "mute"}, {2: "+3"}, {}), (1, 512)
     ):
@@ -183,7 +187,7 @@ def test_contexts_share_the_weights(tiny: TinyModel) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.usefixtures("gpu")
 def test_few_tokens_at_once(tiny: TinyModel, small_shared: TinyModel, mode: str) -> None:
-    """Around the number from which on tokens are grouped by expert: each of these batches, one after another."""
+    """Batches around the number from which on tokens are grouped by expert, one after another."""
     for model, vocab, bound in ((tiny, 320, MAX_NMSE), (small_shared, 270, MAX_NMSE_QUANTIZED)):
         with (
             model.open(delta_mode=mode, n_gpu_layers="all") as m,
