@@ -63,7 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
     "some_layers": {"base": {"layers": 5}, "srde": {"layers": [1, 3], "density": 0.05}},
     "blocks": {"base": {"inner": 97}, "out": {"block_columns": 33}},
     "most_experts": {
-        "top_k": 9,
+        "top_k": 4,
         "base": {"layers": 1},
         "srde": {"n_experts": 256, "density": 0.02},
     },
