@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import llama_cpp
@@ -10,7 +12,7 @@ import pytest
 from llama_cpp import GGML_TYPE_F16, GGML_TYPE_Q8_0
 from models import kl_divergence
 from reference import Reference
-from sardine_gguf import Sardine
+from sardine_gguf import Sardine, _native
 from sardine_gguf.convert import convert, write_base
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tiny-sardine"
@@ -96,6 +98,39 @@ def test_the_domains_use_different_experts(files: dict[str, Path]) -> None:
             others = [s for d, s in shares.items() if d != domain]
             own = m.expert_names.index(domain)
             assert all(share[own] > other[own] for other in others)
+
+
+@pytest.fixture
+def emulated_gpu() -> Iterator[None]:
+    """A GPU that the CPU plays."""
+    _native.emulate_gpu(1 << 30)
+    yield
+    _native.emulate_gpu(0)
+
+
+@pytest.mark.parametrize("mode", ["sparse", "gain"])
+@pytest.mark.usefixtures("emulated_gpu")
+def test_a_gpu_writes_the_same_text(files: dict[str, Path], mode: str) -> None:
+    """Greedily, all layers on it or some: answers of up to 64 tokens to the first prompt of every domain from
+    the demo's file, and 64 tokens whatever ends from the exact one."""
+    prompts = json.loads((EXAMPLE / "prompts.json").read_text())
+    cases = [("q8_0", p[0], {}) for p in prompts.values()]
+    cases.append(("f32", prompts["logic"][0], {"logit_bias": {2: -100}}))
+    texts: dict[object, list[str]] = {}
+    for n_gpu_layers in (0, "all", 2):
+        texts[n_gpu_layers] = []
+        for name, prompt, options in cases:
+            kv_type = "f32" if name == "f32" else "f16"
+            with Sardine(
+                files[name], delta_mode=mode, n_ctx=512, n_threads=1, kv_type=kv_type,
+                n_gpu_layers=n_gpu_layers,
+            ) as m:  # fmt: skip
+                reply = m.create_chat_completion(
+                    [{"role": "user", "content": prompt}], temperature=0, max_tokens=64, **options
+                )
+            assert not options or reply["usage"]["completion_tokens"] == 64
+            texts[n_gpu_layers].append(reply["choices"][0]["message"]["content"])
+    assert texts[0] == texts["all"] == texts[2]
 
 
 def long_conversation(m: Sardine) -> list[int]:

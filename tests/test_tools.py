@@ -87,6 +87,78 @@ def test_a_step_out_of_time_ends_with_all_it_started(tmp_path: Path) -> None:
     assert (r.results["slow"]["code"], r.results["slow"]["tail"]) == (-1, ["begun"])
 
 
+def test_every_part_runs_though_others_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands that fail as told; the others print what theirs would. The table has every target."""
+    check = tool("check_gpu")
+    rows = "tg64 llama fa=1,ub=512,repack=0 100.0 t/s\\ntg64 off 95.0 t/s\\ntg64 sparse 92.0 t/s\\n"
+    rows += "pp512 off 2000.0 t/s\\npp512 sparse 1500.0 t/s\\n"
+    ran = []
+
+    class Scripted(check.Run):  # type: ignore[misc, name-defined]
+        def step(self, name: str, command: list[str], *limits: float, **env: str) -> str | None:
+            ran.append(name)
+            if name in ("doctor", "graph", "memcheck"):
+                return super().step(name, ["sh", "-c", "echo 1 failed, 2 passed; exit 1"], *limits)
+            text = (
+                rows
+                if name.startswith("speed")
+                else "MiB 10445"
+                if name.startswith("mem")
+                else "3 passed"
+            )
+            pytest_like = ["pytest"] if "pytest" in command else []
+            return super().step(
+                name, ["sh", "-c", f"printf '{text}'", *pytest_like], *limits, **env
+            )
+
+    (tmp_path / "build/gpu-site/sardine_gguf").mkdir(parents=True)
+    monkeypatch.setattr(check, "Run", Scripted)
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    monkeypatch.setattr(check, "smi", lambda query: {"compute_cap": "9.0"}.get(query, "x"))
+    monkeypatch.setattr(check, "cuda_arguments", lambda dry: [])
+    monkeypatch.setattr(check.shutil, "which", lambda name: "/bin/" + name)
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(
+        sys, "argv", ["check_gpu", "--out", str(tmp_path), "--models", str(tmp_path / "models")]
+    )
+    assert check.main() == 1
+    for name in ("tests", "speed 4 %", "memory 1 %", "speed 1 %, one graph", "racecheck", "parity"):
+        assert name in ran
+    table = {
+        cells[1].strip(): [c.strip() for c in cells[4:6]]
+        for line in capsys.readouterr().out.splitlines()
+        if len(cells := line.split("|")) == 7
+    }
+    assert table == {
+        "target": ["measured", "verdict"],
+        "sparse 1 %, decode / off": ["0.968", "goal"],
+        "sparse 4 %, decode / off": ["0.968", "goal"],
+        "off, decode / llama.cpp": ["0.950", "must"],
+        "sparse 1 %, prefill 512 / off": ["0.750", "MISSED"],
+        "sparse 1 %, decode / off, one graph": ["0.968", "goal"],
+        "device GiB, 1 %, n_ctx 4096": ["10.20", "must"],
+        "GPU equals CPU, kernels and models": ["3", "ok"],
+        "the same in one graph per step": ["1/2", "FAILED"],
+        "memcheck is clean": ["1/2", "FAILED"],
+        "racecheck is clean": ["3", "ok"],
+        "the CPU's own tests on the GPU": ["3", "ok"],
+    }
+    # The files that were made are not made again; one part alone runs alone.
+    ran.clear()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--only", "speed"])
+    check.main()
+    assert ran == ["doctor", "speed 1 %", "memory 1 %", "speed 4 %"]
+
+
+def test_tests_that_were_all_skipped_are_a_failure(tmp_path: Path) -> None:
+    """As they are where ggml finds no GPU."""
+    r = tool("check_gpu").Run(tmp_path, budget=60, dry=False)
+    assert r.step("tests", ["sh", "-c", "echo 91 skipped in 1 s", "pytest"], 1) is None
+    assert r.results["tests"]["code"] == -2
+
+
 @pytest.mark.parametrize("adapter", [False, True])
 def test_random_models_are_whole(
     adapter: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -101,10 +101,15 @@ class CudaDevice : public Launches<CudaDevice> {
         if (const char* e = checked(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed),
                                     "cudaStreamBeginCapture"))
             return e;
-        return backend_waits();
+        const char* e = backend_waits();
+        if (e) abandon_capture();
+        return e;
     }
     const char* end_capture() override {
-        if (const char* e = wait_for_backend()) return e;
+        if (const char* e = wait_for_backend()) {
+            abandon_capture();
+            return e;
+        }
         cudaGraph_t graph = nullptr;
         if (const char* e = checked(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture")) return e;
         if (graph_) cudaGraphExecDestroy(graph_);
@@ -113,15 +118,24 @@ class CudaDevice : public Launches<CudaDevice> {
         cudaGraphDestroy(graph);
         return e;
     }
+    // Both streams leave the capture, whatever state it is in; the text of what failed stays.
+    void abandon_capture() override {
+        cudaGraph_t graph = nullptr;
+        cudaStreamEndCapture(stream_, &graph);
+        if (graph) cudaGraphDestroy(graph);
+        cudaGetLastError();
+    }
     const char* replay() override { return checked(cudaGraphLaunch(graph_, stream_), "cudaGraphLaunch"); }
 
     template <typename Args>
     const char* run(void (*kernel)(Args), const GridShape& s, const Args& args) {
         if (const char* e = checked(cudaSetDevice(device_), "cudaSetDevice")) return e;
+        // As much as there is, not as this launch takes: the limit is the process's, and another context may
+        // launch the same kernel with more at this moment.
         if (s.shared > 48 * 1024)
             if (const char* e = checked(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                              cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                             static_cast<int>(s.shared)),
+                                                             static_cast<int>(limits_.shared_block)),
                                         "shared memory"))
                 return e;
         kernel<<<dim3(s.x, s.y), dim3(s.threads), s.shared, stream_>>>(args);

@@ -40,11 +40,13 @@ class Device {
     // first call to the second becomes one graph, which replay() runs. Not every device can.
     virtual const char* begin_capture() = 0;
     virtual const char* end_capture() = 0;
+    // Instead of end_capture() if something failed since begin_capture() succeeded: nothing is recorded.
+    virtual void abandon_capture() = 0;
     virtual const char* replay() = 0;
 };
 
 // Rises with every change of this file, launch.h or views.h.
-constexpr uint32_t kDeviceVersion = 2;
+constexpr uint32_t kDeviceVersion = 3;
 
 // What the library exports as sardine_device_version and sardine_open_device. Null on failure, with the
 // reason in `error`. The backend must outlive the device.

@@ -39,7 +39,8 @@ class EmulatedDevice : public Launches<EmulatedDevice> {
     }
     const char* begin_capture() override { return "the emulated device captures no graphs"; }
     const char* end_capture() override { return begin_capture(); }
-    const char* replay() override { return begin_capture(); }
+    void abandon_capture() override {}
+    const char* replay() override { return "the emulated device has no graph to run"; }
 
     template <typename Args>
     const char* run(void (*kernel)(Args), const GridShape& s, const Args& args) {

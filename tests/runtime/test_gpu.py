@@ -6,6 +6,7 @@ agree to NMSE 1e-4. Where that changes an expert of a token, it and those after 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,25 @@ def test_model_quantized(workshop: Path, name: str, compensation: str) -> None:
     for mode in MODES:
         for n_batch in (1, 200):
             compare(model, delta_mode=mode, n_batch=n_batch, n_gpu_layers="all")
+
+
+def test_contexts_in_threads(heads: TinyModel) -> None:
+    """Each as alone, also where the same kernel runs with shared memory of other sizes at once."""
+    with Sardine(heads.gguf, n_gpu_layers="all") as m:
+        contexts = [m.new_context() for _ in range(4)]
+        alone = [c.eval(TOKENS) for c in contexts]
+
+        def again(c: Any) -> Any:
+            rows = []
+            for _ in range(10):
+                c.reset()
+                rows.append(c.eval(TOKENS))
+            return rows
+
+        with ThreadPoolExecutor(4) as pool:
+            for expected, rows in zip(alone, pool.map(again, contexts), strict=True):
+                for row in rows:
+                    np.testing.assert_array_equal(row, expected)
 
 
 def test_text_of_the_example(workshop: Path) -> None:

@@ -7,6 +7,7 @@ tokens and in batches. Attention over f32 is f32 in both.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -61,6 +62,11 @@ def test_same_logits(tiny: TinyModel, mode: str, n_gpu_layers: int, n_batch: int
 CASES: dict[str, dict[str, Any]] = {
     "some_layers": {"base": {"layers": 5}, "srde": {"layers": [1, 3], "density": 0.05}},
     "blocks": {"base": {"inner": 97}, "out": {"block_columns": 33}},
+    "most_experts": {
+        "top_k": 4,
+        "base": {"layers": 1},
+        "srde": {"n_experts": 256, "density": 0.02},
+    },
     "many_experts": {"top_k": 5, "srde": {"n_experts": 40, "density": 0.05}},
     "tied": {"base": {"tied": True}},
     "q8_0": {"out": {"outtype": "q8_0", "delta_type": "q8_0"}, "base": {"inner": 128}},
@@ -141,10 +147,14 @@ def test_text(tiny: TinyModel) -> None:
 def test_experts_steered(tiny: TinyModel) -> None:
     """Forced, muted and biased experts, and the router's logits."""
     names = None
-    for setting in ({0: 1.0}, {0: 0.75, 3: 0.25}, {1: "mute"}, {2: "+3"}, {}):
+    more = dict.fromkeys(range(5), 0.2)  # than its top_k
+    fewer = dict.fromkeys(range(3), "mute")
+    for setting, n_batch in itertools.product(
+        ({0: 1.0}, {0: 0.75, 3: 0.25}, more, fewer, {1: "mute"}, {2: "+3"}, {}), (1, 512)
+    ):
         found = []
         for n in (0, "all"):
-            with tiny.open(n_gpu_layers=n, experts=setting or None) as m:
+            with tiny.open(n_gpu_layers=n, n_batch=n_batch, experts=setting or None) as m:
                 names = names or m.expert_names
                 m.session.keep_router_logits(True)
                 found.append((m.eval(TOKENS[:40]), m.routing(), m.session.router_logits()))
@@ -172,6 +182,37 @@ def test_contexts_share_the_weights(tiny: TinyModel) -> None:
         assert nmse(cpu.eval(TOKENS[50:60]), m.eval(TOKENS[50:60])) <= MAX_NMSE
         m.load_state(cpu.save_state())
         assert m.n_tokens == 60
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.usefixtures("gpu")
+def test_few_tokens_at_once(tiny: TinyModel, small_shared: TinyModel, mode: str) -> None:
+    """Batches around the number from which on tokens are grouped by expert, one after another."""
+    for model, vocab, bound in ((tiny, 320, MAX_NMSE), (small_shared, 270, MAX_NMSE_QUANTIZED)):
+        with (
+            model.open(delta_mode=mode, n_gpu_layers="all") as m,
+            model.open(delta_mode=mode) as cpu,
+        ):
+            for n in (2, 3, 7, 8, 9, 10, 1, 64, 65, 8):
+                tokens = [t % vocab for t in random_tokens(n, seed=n)]
+                assert nmse(m.eval(tokens), cpu.eval(tokens)) <= bound, n
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_step_that_cannot_be_recorded(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error every time, never a graph that was not recorded; batches go on."""
+    monkeypatch.setenv("SARDINE_CUDA_GRAPH", "1")
+    with tiny.open(n_gpu_layers="all") as m:
+        m.eval(TOKENS[:10])
+        for t in TOKENS[10:12]:  # the steps before it is recorded
+            m.eval([t])
+        for t in (TOKENS[12], TOKENS[12]):
+            with pytest.raises(DeviceError, match="the emulated device captures no graphs"):
+                m.eval([t])
+            assert m.n_tokens == 12
+        batch = m.eval(TOKENS[12:22])
+    with tiny.open() as cpu:
+        assert nmse(batch, cpu.eval(TOKENS[:22])[12:]) <= MAX_NMSE
 
 
 @pytest.mark.usefixtures("gpu")
@@ -366,12 +407,12 @@ def test_libraries_of_kernels_that_do_not_fit(tmp_path: Path) -> None:
         ("other", "int nothing;", "is not this package's.*reinstall"),
         (
             "old",
-            version % 1 + device,
-            r"version 1 of the kernels, and version 2 is needed.*CMAKE_ARGS",
+            version % 2 + device,
+            r"version 2 of the kernels, and version 3 is needed.*CMAKE_ARGS",
         ),
         (
             "dead",
-            version % 2 + device,
+            version % 3 + device,
             "GPU cannot be used: CUDA: cudaGetDeviceProperties: no driver",
         ),
     ):

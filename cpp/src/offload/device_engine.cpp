@@ -160,17 +160,28 @@ void DeviceEngine::write_inputs(const DeviceProgram& p, const float* hidden, int
     if (p.last) set(p.last, &last_);
 }
 
+// ggml-cuda records a graph of its own when it sees one a second time, which it must not while we record: it
+// gets a program that it has never seen.
+std::unique_ptr<DeviceProgram> DeviceEngine::record(Slot& slot, const DeviceShape& shape) {
+    device::Device& d = gpu_->kernels();
+    std::unique_ptr<DeviceProgram> p = build(slot, shape);
+    p->name_graphs("recorded " + std::to_string(++n_recorded_));
+    gpu_->check(d.begin_capture());
+    try {
+        p->run(*gpu_, {});
+    } catch (...) {
+        d.abandon_capture();
+        throw;
+    }
+    gpu_->check(d.end_capture());
+    return p;
+}
+
 // False if it was stopped.
 bool DeviceEngine::launch(Slot& slot, DeviceProgram& p, const StopCheck& stop) {
     device::Device& d = gpu_->kernels();
     if (!capture_ || &slot != &single_ || slot.n_runs < kWarmRuns) return p.run(*gpu_, stop);
-    if (!slot.recorded) {
-        // ggml-cuda records a graph of its own when it sees one a second time, which it must not in here.
-        slot.recorded = build(slot, p.shape);
-        gpu_->check(d.begin_capture());
-        slot.recorded->run(*gpu_, {});
-        gpu_->check(d.end_capture());
-    }
+    if (!slot.recorded) slot.recorded = record(slot, p.shape);
     if (stop(0)) return false;
     gpu_->check(d.wait_for_backend());
     gpu_->check(d.replay());
@@ -181,6 +192,7 @@ bool DeviceEngine::launch(Slot& slot, DeviceProgram& p, const StopCheck& stop) {
 DeviceResult DeviceEngine::run(const float* hidden, int64_t n_tokens, int64_t n_past, bool all_logits,
                                const StopCheck& stop) {
     check_process();
+    if (!arena_) reserve();  // a change for which there was no memory left none
     Slot& slot = n_tokens == 1 ? single_ : batch_;
     DeviceProgram& p = program(
         slot, {.n_tokens = n_tokens, .n_kv = padded_positions(n_past + n_tokens), .all_logits = all_logits});

@@ -62,12 +62,13 @@ class DeviceEngine {
     DeviceProgram& program(Slot& slot, const DeviceShape& shape);
     void reserve();
     void write_inputs(const DeviceProgram& p, const float* hidden, int64_t n_past);
+    std::unique_ptr<DeviceProgram> record(Slot& slot, const DeviceShape& shape);
     bool launch(Slot& slot, DeviceProgram& p, const StopCheck& stop);
 
     const HParams* h_;
     std::unique_ptr<Gpu> gpu_;  // before all that lies in its memory
     DeviceContext context_;
-    int64_t n_ctx_ = 0, n_batch_ = 0, n_built_ = 0;
+    int64_t n_ctx_ = 0, n_batch_ = 0, n_built_ = 0, n_recorded_ = 0;
     bool capture_;
     ggml_context_ptr steering_ctx_;
     ggml_backend_buffer_ptr arena_, steering_;

@@ -229,6 +229,11 @@ void DeviceProgram::allocate(ggml_gallocr* allocator) {
                                  std::to_string(shape.n_tokens) + " tokens: use a smaller n_batch");
 }
 
+void DeviceProgram::name_graphs(const std::string& name) {
+    for (const Step& s : steps_)
+        if (ggml_graph_n_nodes(s.graph) > 0) ggml_set_name(ggml_graph_node(s.graph, 0), name.c_str());
+}
+
 bool DeviceProgram::run(const Gpu& gpu, const StopCheck& stop) const {
     device::Device& d = gpu.kernels();
     for (const Step& s : steps_) {

@@ -10,6 +10,7 @@
 #include <ggml-cpp.h>
 
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "kernels/attention.h"
@@ -69,6 +70,10 @@ class DeviceProgram {
     void check_supported(const Gpu& gpu) const;
     // Throws InsufficientMemory.
     void allocate(ggml_gallocr* allocator);
+
+    // Makes the graphs others than all before, even where they lie at the same addresses: ggml-cuda compares
+    // a graph's tensors, names included, with those it has seen there.
+    void name_graphs(const std::string& name);
 
     // Queues everything. Stops between graphs when `stop` says so, and returns false. Throws DeviceError.
     bool run(const Gpu& gpu, const StopCheck& stop) const;

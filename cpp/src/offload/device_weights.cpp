@@ -160,6 +160,9 @@ DeviceWeights::~DeviceWeights() {
     for (ggml_backend_buffer_ptr& b : buffers_) static_cast<void>(b.release());
 }
 
+// Of the row kernel's grid: 32 on each of 256 multiprocessors.
+constexpr int kMostWarps = 8192;
+
 double device_layer_bytes(const LayerWeights& l) {
     double n = 0;
     for (const ggml_tensor* t : {l.attn_norm, l.wq, l.wk, l.wv, l.wo, l.bq, l.bk, l.bv, l.bo, l.ffn_norm,
@@ -168,7 +171,7 @@ double device_layer_bytes(const LayerWeights& l) {
     if (!l.experts) return n;
     n += tensor_bytes(l.experts->router);
     for (const DeltaMatrix* m : {&l.experts->gate, &l.experts->up, &l.experts->down})
-        n += static_cast<double>(DeltaLayout(*m, 4096).bytes);
+        n += static_cast<double>(DeltaLayout(*m, kMostWarps).bytes);
     return n;
 }
 
