@@ -2,6 +2,7 @@
 
     python benchmarks/against_llama.py base.gguf [--adapter experts.gguf] [-p 128,512] [-n 32] [-r 5] [-ngl N]
         [--modes off,sparse] [--repack 0,1] [--llama fa=1,ub=512,repack=0] [--llama fa=0,ub=512,repack=1]
+        [--no-warmup]
 
 Each --llama is one more runner: flash attention (fa), micro-batch (ub), weights repacked at load (repack;
 5.7 GB more at the 14B shape; llama.cpp's default) or mapped. --repack does the same for ours: 0, 1 or both.
@@ -86,6 +87,7 @@ def main() -> None:
     p.add_argument("-b", type=int, default=512, help="batch size of ours")
     p.add_argument("-ngl", type=int, default=0, metavar="N", help="layers on the GPU, of both")
     p.add_argument("-t", type=int, default=len(os.sched_getaffinity(0)))
+    p.add_argument("--no-warmup", action="store_true", help="no run before the measured ones")
     a = p.parse_args()
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
@@ -120,7 +122,7 @@ def main() -> None:
             for mode in modes:
                 context = first if mode == "off" else first.new_context(delta_mode=mode)  # type: ignore[arg-type]
                 runners.append(SardineRunner(context, f"{mode}, repacked" if repack else mode))
-        for samples in measure(runners, tests, a.r):
+        for samples in measure(runners, tests, a.r, not a.no_warmup):
             for s in samples:
                 speed = s.test.n_tokens / statistics.median(s.seconds)
                 rounds = " ".join(f"{v:.2f}" for v in s.speeds)

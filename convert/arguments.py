@@ -73,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help=f"width of a column block (default {schema.DEFAULT_BLOCK_COLUMNS}; less, in equal blocks, for "
-        "wider rows)",
+        "rows wider than that)",
     )
     repair = parser.add_mutually_exclusive_group()
     repair.add_argument(

@@ -143,9 +143,9 @@ def is_sardine_tensor(name: str) -> bool:
 
 
 def default_block_columns(hidden: int, inner: int) -> int:
-    """Columns of a block for matrices of these widths: one block, or equal ones of the widest rows.
+    """Columns of a block for matrices of these widths: one block, or equal ones of the widest rows alone.
 
-    docs/performance.md, "What helped".
+    docs/performance.md, "What helped and what did not".
     """
     widest = max(hidden, inner)
     if widest <= DEFAULT_BLOCK_COLUMNS:

@@ -235,8 +235,9 @@ def measure(r: Run, folder: Path, layers: int) -> None:
         return
     for percent in (1, 4):
         options = ["--adapter", "--density", str(percent / 100), *shape]
-        if make(r, f"make {percent} %", folder / f"experts{percent}.gguf", options):
-            speed(r, folder, percent)
+        if not make(r, f"make {percent} %", folder / f"experts{percent}.gguf", options):
+            continue
+        speed(r, folder, percent)
         if percent == 1:
             memory(r, folder)
 

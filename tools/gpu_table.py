@@ -48,7 +48,7 @@ def _outcome(result: Any) -> tuple[str, str]:
         return "", "not run"
     counts = [line for line in result["tail"] if " passed" in line or " failed" in line]
     words = counts[-1].replace("=", "").split(" in ")[0].split(",") if counts else []
-    short = "/".join(w.split()[0] for w in words if w.split()[-1] in ("passed", "failed"))
+    short = "/".join(w.split()[0] for w in words if w.strip().endswith((" passed", " failed")))
     return short, "ok" if result["code"] == 0 else "FAILED" if result["code"] > 0 else "no result"
 
 

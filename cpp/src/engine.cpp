@@ -126,12 +126,14 @@ void Engine::reserve_scratch(int64_t k) {
     std::fill(scratch_.begin() + 1, scratch_.end(), scratch_.front());
 }
 
-// In `off` attention changes its kind with the context's length, so the largest of either kind.
+// One, or where attention changes its kind with the context's length the largest of either kind.
 std::vector<GraphShape> Engine::largest_shapes(int64_t n_tokens) const {
-    std::vector<GraphShape> out{shape(n_tokens, n_ctx_ - n_tokens, false)};
+    const GraphShape longest = shape(n_tokens, n_ctx_ - n_tokens, false);
     const int64_t short_context = std::min(n_ctx_, kFlashPositions);
-    if (n_tokens <= short_context) out.push_back(shape(n_tokens, short_context - n_tokens, false));
-    return out;
+    if (n_tokens > short_context) return {longest};
+    const GraphShape shortest = shape(n_tokens, short_context - n_tokens, false);
+    if ((longest.n_kv > 0) == (shortest.n_kv > 0)) return {longest};
+    return {shortest, longest};
 }
 
 void Engine::reserve_graphs() {

@@ -2,6 +2,7 @@
 
 #include <ggml-cpu.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -63,7 +64,7 @@ struct Copy {
 
 // Takes the pages of a mapped tensor out of this process's memory; they come back if read.
 void forget_pages(const ggml_tensor* mapped) {
-    constexpr uintptr_t page = 4096;
+    const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
     const auto first = reinterpret_cast<uintptr_t>(mapped->data);
     const uintptr_t begin = (first + page - 1) / page * page,
                     end = (first + ggml_nbytes(mapped)) / page * page;
@@ -72,10 +73,11 @@ void forget_pages(const ggml_tensor* mapped) {
 
 [[noreturn]] void refuse(double need, double available) {
     char text[200];
-    std::snprintf(text, sizeof text,
-                  "repack needs %.0f bytes for copies of the weights, but %.0f bytes are available: use the "
-                  "mapped weights (repack off)",
-                  need, available);
+    std::snprintf(
+        text, sizeof text,
+        "repack needs %.0f bytes more for copies of the weights, but %.0f bytes are available: use the "
+        "mapped weights (repack off)",
+        need, available);
     throw InsufficientMemory(text);
 }
 
@@ -92,7 +94,8 @@ RepackedWeights::RepackedWeights(Weights& w, int64_t n_layers, bool output, int 
         LayerWeights& l = w.layers[il];
         for (ggml_tensor** t : {&l.wq, &l.wk, &l.wv, &l.wo, &l.ffn_gate, &l.ffn_up, &l.ffn_down}) add(*t);
     }
-    if (output && w.output != w.tok_embd) add(w.output);
+    const bool tied = w.output == w.tok_embd;  // then its rows are still read where they are mapped
+    if (output) add(w.output);
     n_tensors_ = static_cast<int64_t>(copies.size());
     ctx_ = tensor_context(copies.size() + 1);
 
@@ -116,7 +119,7 @@ RepackedWeights::RepackedWeights(Weights& w, int64_t n_layers, bool output, int 
             ggml_backend_buffer_t buffer = buffers_.back().get();
             if (!buffer || ggml_backend_tensor_alloc(
                                buffer, c.tensor, ggml_backend_buffer_get_base(buffer)) != GGML_STATUS_SUCCESS)
-                refuse(need, static_cast<double>(available_memory()));
+                refuse(need - bytes_, static_cast<double>(available_memory()));
             ggml_backend_buffer_set_usage(buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
             bytes_ += static_cast<double>(ggml_backend_buffer_get_size(buffer));
         }
@@ -128,8 +131,10 @@ RepackedWeights::RepackedWeights(Weights& w, int64_t n_layers, bool output, int 
         });
     }
     for (const Copy& c : copies) {
-        mapped_bytes_ += static_cast<double>(ggml_nbytes(*c.place));
-        forget_pages(*c.place);
+        if (!tied || c.place != &w.output) {
+            mapped_bytes_ += static_cast<double>(ggml_nbytes(*c.place));
+            forget_pages(*c.place);
+        }
         *c.place = c.tensor;
     }
 }

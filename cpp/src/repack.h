@@ -12,8 +12,8 @@ namespace sardine {
 
 class RepackedWeights {
  public:
-    // Points `w` at copies of the matrices of its first n_layers layers, and of the output's unless it is
-    // tied; those whose type this processor has no such layout for stay mapped. The layouts are ggml's, in
+    // Points `w` at copies of the matrices of its first n_layers layers, and of the output's if asked for;
+    // those whose type this processor has no such layout for stay mapped. The layouts are ggml's, in
     // the order in which libllama prefers them. Throws InsufficientMemory before it copies.
     RepackedWeights(Weights& w, int64_t n_layers, bool output, int n_threads, const Progress& progress = {});
 

@@ -319,6 +319,26 @@ def test_weights_that_do_not_fit(tiny: TinyModel) -> None:
         _native.emulate_gpu(0)
 
 
+def test_settings_that_found_no_memory(tiny: TinyModel) -> None:
+    """The settings before go on acting on the GPU's layers, once there is memory again."""
+    first, second = {0: "mute", 1: "+2"}, {0: "+3", 3: "-2"}
+    try:
+        _native.emulate_gpu(GIB)
+        with tiny.open(n_gpu_layers="all") as m:
+            m.experts = first
+            expected = m.eval(TOKENS)
+            m.reset()
+            _native.emulate_gpu(1)
+            with pytest.raises(InsufficientMemory, match="experts' settings"):
+                m.experts = second
+            _native.emulate_gpu(GIB)
+            np.testing.assert_array_equal(m.eval(TOKENS), expected)
+            m.experts = None
+            assert nmse(m.eval(TOKENS), expected) > 1e-6
+    finally:
+        _native.emulate_gpu(0)
+
+
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("n_tokens", [1, 40])
 @pytest.mark.parametrize("after", [0, 4])

@@ -98,7 +98,7 @@ def test_what_is_copied(plain: Path, experts: Path, base: Path, workshop: Path) 
             copies, size = m.model.repacked
             assert 0 < copies <= 7 * N_LAYERS + 1
             weights = sum(t.nbytes for t in m.model.file.tensors if t.name.endswith("weight"))
-            assert 0 < size <= 1.01 * weights
+            assert 0 < size <= 1.5 * weights  # layouts may pad
             assert "repacked)" in m.describe()
     whole = workshop / "repack-f32.gguf"
     write_base(base, whole, "f32", n_threads=2)
@@ -108,6 +108,27 @@ def test_what_is_copied(plain: Path, experts: Path, base: Path, workshop: Path) 
             assert m.model.repacked == (0, 0.0)
             found.append(m.eval(TOKENS))
     np.testing.assert_array_equal(*found)
+
+
+def test_tied_embeddings(workshop: Path) -> None:
+    """The output's matrix is copied as libllama does, and its rows are still read as embeddings."""
+    base = tiny_base(
+        workshop / "repack-tied",
+        std=0.05,
+        hidden=256,
+        inner=256,
+        heads=4,
+        head_dim=64,
+        layers=1,
+        tied=True,
+    )
+    path = workshop / "repack-tied.gguf"
+    write_base(base, path, "q4_k_m", n_threads=2, pure=True)
+    llama = open_llama(path)
+    with Sardine(path, n_ctx=N_CTX, repack=True) as m:
+        assert m.model.repacked[0] == 8
+        np.testing.assert_array_equal(m.eval(TOKENS), llama_logits(llama, TOKENS))
+    llama.close()
 
 
 def test_contexts_share_the_copies(plain: Path) -> None:
@@ -123,7 +144,7 @@ def test_contexts_share_the_copies(plain: Path) -> None:
 def test_refused_where_memory_is_short(plain: Path, free: None) -> None:
     """With both numbers, before anything is copied."""
     _native.pretend_available_memory(50_000)
-    with pytest.raises(InsufficientMemory, match=r"repack needs \d+ bytes .* but 50000 bytes"):
+    with pytest.raises(InsufficientMemory, match=r"repack needs \d+ bytes more .* but 50000 bytes"):
         Sardine(plain, repack=True)
     _native.pretend_available_memory(0)
     with Sardine(plain, repack=True) as m:

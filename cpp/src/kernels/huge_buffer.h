@@ -12,6 +12,14 @@
 
 namespace sardine {
 
+// Asks for huge pages within memory that is not touched yet; where there are none, small ones serve.
+inline void advise_huge_pages(void* data, size_t size) {
+    constexpr uintptr_t kSmall = 4096;
+    const auto first = (reinterpret_cast<uintptr_t>(data) + kSmall - 1) / kSmall * kSmall;
+    const auto end = (reinterpret_cast<uintptr_t>(data) + size) / kSmall * kSmall;
+    if (first < end) ::madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+}
+
 class HugeBuffer {
  public:
     HugeBuffer() = default;
@@ -28,7 +36,7 @@ class HugeBuffer {
         size = rounded(size);
         auto* data = static_cast<uint8_t*>(std::aligned_alloc(kPage, size));
         if (!data) throw std::bad_alloc();
-        ::madvise(data, size, MADV_HUGEPAGE);  // where it fails, small pages serve
+        advise_huge_pages(data, size);
         std::free(std::exchange(data_, data));
         size_ = size;
     }

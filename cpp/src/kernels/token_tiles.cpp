@@ -21,7 +21,8 @@ int64_t max_tiles(int64_t n_tokens, int64_t k, int64_t n_experts) {
 void TokenTiles::reserve(int64_t n_tokens, int64_t k, int64_t n_experts) {
     const auto n_slots = static_cast<size_t>(n_tokens * std::max<int64_t>(k, 1));
     if (slots_.size() < n_slots) slots_.resize(n_slots);
-    tiles_.reserve(max_tiles(n_tokens, k, n_experts));
+    const auto n_tiles = static_cast<size_t>(max_tiles(n_tokens, k, n_experts));
+    if (tiles_.size() < n_tiles) tiles_.resize(n_tiles);
 }
 
 size_t TokenTiles::bound(int64_t n_tokens, int64_t k, int64_t n_experts) {
@@ -46,12 +47,12 @@ void TokenTiles::group(const TokenRoutes& r) {
             for (int64_t j = 0; j < k; ++j)
                 slots_[next[r.routes.expert(t, j)]++] = {static_cast<int32_t>(t), r.routes.weight(t, j)};
     }
-    tiles_.clear();
+    n_tiles_ = 0;
     for (int64_t e = 0; e < n_groups; ++e)
         for (int64_t s = bounds[e]; s < bounds[e + 1]; s += kTokenTile)
-            tiles_.push_back({static_cast<int32_t>(e),
-                              static_cast<int32_t>(std::min<int64_t>(kTokenTile, bounds[e + 1] - s)),
-                              slots_.data() + s});
+            tiles_[n_tiles_++] = {static_cast<int32_t>(e),
+                                  static_cast<int32_t>(std::min<int64_t>(kTokenTile, bounds[e + 1] - s)),
+                                  slots_.data() + s};
 }
 
 int64_t tile_stride(const TileOps& ops, int64_t n_cols) {
@@ -69,7 +70,7 @@ uint8_t* packed_begin(void* memory) {
 void pack_tiles(const TileOps& ops, const TokenRoutes& r, const float* x, int64_t x_stride, int64_t n_cols,
                 int ith, int nth, TokenTiles& scratch, uint8_t* out) {
     scratch.group(r);
-    const auto& tiles = scratch.tiles();
+    const auto tiles = scratch.tiles();
     const int64_t stride = tile_stride(ops, n_cols);
     const int64_t n_parts = (n_cols + kPackColumns - 1) / kPackColumns;
     const int64_t n_work = n_parts * static_cast<int64_t>(tiles.size());

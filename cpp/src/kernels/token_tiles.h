@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "kernels/cpu_ops.h"
@@ -35,14 +36,15 @@ class TokenTiles {
 
     void reserve(int64_t n_tokens, int64_t k, int64_t n_experts);
     void group(const TokenRoutes& r);
-    const std::vector<Tile>& tiles() const { return tiles_; }
-    size_t bytes() const { return sizeof(Slot) * slots_.size() + sizeof(Tile) * tiles_.capacity(); }
+    std::span<const Tile> tiles() const { return {tiles_.data(), n_tiles_}; }
+    size_t bytes() const { return sizeof(Slot) * slots_.size() + sizeof(Tile) * tiles_.size(); }
     // At most what reserve() takes.
     static size_t bound(int64_t n_tokens, int64_t k, int64_t n_experts);
 
  private:
     std::vector<Slot> slots_;
-    std::vector<Tile> tiles_;
+    std::vector<Tile> tiles_;  // the first n_tiles_: a copy of this has room for as many
+    size_t n_tiles_ = 0;
 };
 
 // Bytes between the packed tiles of rows of n_cols, and of all of them at most, with room to align them.

@@ -192,7 +192,7 @@ bool DeviceEngine::launch(Slot& slot, DeviceProgram& p, const StopCheck& stop) {
 DeviceResult DeviceEngine::run(const float* hidden, int64_t n_tokens, int64_t n_past, bool all_logits,
                                const StopCheck& stop) {
     check_process();
-    if (!arena_) reserve();  // a change for which there was no memory left none
+    if (!applied_) apply();  // a change for which there was no memory
     Slot& slot = n_tokens == 1 ? single_ : batch_;
     DeviceProgram& p = program(
         slot, {.n_tokens = n_tokens, .n_kv = padded_positions(n_past + n_tokens), .all_logits = all_logits});
@@ -238,7 +238,16 @@ void DeviceEngine::change(DeltaMode mode, int64_t k, const Steering& steering, b
     context_.mode = mode;
     context_.k = mode == DeltaMode::off ? 0 : k;
     context_.keep_router_logits = keep_router_logits;
+    wanted_ = steering;
+    apply();
+}
+
+// Memory and settings for what change() asked for; where it throws, the next run tries again.
+void DeviceEngine::apply() {
+    applied_ = false;
     context_.bias = context_.forced = nullptr;
+    const Steering& steering = wanted_;
+    const int64_t k = context_.k;
     std::vector<float> values = steering.bias;
     if (!steering.weights.empty()) {
         values.resize(2 * k);
@@ -246,7 +255,10 @@ void DeviceEngine::change(DeltaMode mode, int64_t k, const Steering& steering, b
         route_token(unused.data(), static_cast<int64_t>(unused.size()), k, values.data(), steering);
     }
     reserve();
-    if (values.empty()) return;
+    if (values.empty()) {
+        applied_ = true;
+        return;
+    }
     steering_.reset();
     steering_ctx_.reset(
         ggml_init({.mem_size = 2 * ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true}));
@@ -255,6 +267,7 @@ void DeviceEngine::change(DeltaMode mode, int64_t k, const Steering& steering, b
     steering_ = gpu_->allocate(steering_ctx_.get(), "the experts' settings");
     ggml_backend_tensor_set(t, values.data(), 0, ggml_nbytes(t));
     (steering.weights.empty() ? context_.bias : context_.forced) = static_cast<const float*>(t->data);
+    applied_ = true;
 }
 
 double DeviceEngine::bytes() const {

@@ -61,6 +61,7 @@ class DeviceEngine {
     std::unique_ptr<DeviceProgram> build(Slot& slot, const DeviceShape& shape);
     DeviceProgram& program(Slot& slot, const DeviceShape& shape);
     void reserve();
+    void apply();
     void write_inputs(const DeviceProgram& p, const float* hidden, int64_t n_past);
     std::unique_ptr<DeviceProgram> record(Slot& slot, const DeviceShape& shape);
     bool launch(Slot& slot, DeviceProgram& p, const StopCheck& stop);
@@ -68,6 +69,8 @@ class DeviceEngine {
     const HParams* h_;
     std::unique_ptr<Gpu> gpu_;  // before all that lies in its memory
     DeviceContext context_;
+    Steering wanted_;      // of the last change()
+    bool applied_ = true;  // whether memory and settings are those that it needs
     int64_t n_ctx_ = 0, n_batch_ = 0, n_built_ = 0, n_recorded_ = 0;
     bool capture_;
     ggml_context_ptr steering_ctx_;

@@ -132,7 +132,12 @@ bool Gpu::supports(const ggml_tensor* op) const {
 }
 
 ggml_backend_buffer_ptr Gpu::allocate(ggml_context* ctx, const char* what) const {
-    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(ctx, buffer_type()));
+    double bytes = 0;
+    for (ggml_tensor* t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t))
+        bytes += static_cast<double>(ggml_nbytes(t));
+    ggml_backend_buffer_ptr buffer;
+    if (!emulated_ || bytes <= free_memory())  // a real one knows by itself
+        buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx, buffer_type()));
     if (!buffer)
         throw InsufficientMemory(std::string("the GPU has no memory for ") + what +
                                  ": use fewer n_gpu_layers or a smaller n_ctx");
