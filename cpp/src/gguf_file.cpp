@@ -228,7 +228,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
     fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd_ < 0) throw IoError(errno, path, std::strerror(errno));
     try {
-        struct stat st {};
+        struct stat st{};
         if (::fstat(fd_, &st) != 0) throw IoError(errno, path, std::strerror(errno));
         if (S_ISDIR(st.st_mode)) throw IoError(EISDIR, path, std::strerror(EISDIR));
         if (!S_ISREG(st.st_mode)) throw FormatError(path, "file", "not a regular file, expected a GGUF file");
@@ -250,7 +250,7 @@ MappedFile::~MappedFile() {
 }
 
 void MappedFile::check_unchanged() const {
-    struct stat st {};
+    struct stat st{};
     if (::fstat(fd_, &st) != 0) throw IoError(errno, path_, std::strerror(errno));
     const auto size = static_cast<size_t>(st.st_size);
     const int64_t changed = change_ns(st);

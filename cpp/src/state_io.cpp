@@ -21,7 +21,7 @@ FileStateReader::FileStateReader(std::string path) : path_(std::move(path)) {
     // Not blocking: opening a FIFO would wait for a writer.
     fd_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd_ < 0) fail(path_);
-    struct stat info {};
+    struct stat info{};
     const int rc = ::fstat(fd_, &info);
     if (rc == 0 && S_ISREG(info.st_mode)) {
         size_ = static_cast<uint64_t>(info.st_size);

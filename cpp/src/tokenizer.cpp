@@ -209,8 +209,7 @@ std::vector<int32_t> Tokenizer::tokenize(std::string_view text, bool add_bos, bo
             throw InsufficientMemory("to tokenize a text of " + std::to_string(text.size()) +
                                      " bytes takes up to " + std::to_string(need) + " bytes, but " +
                                      std::to_string(free) + " are available: give it in parts");
-        run_with_stack(
-            stack, [work] { run_work(*work); }, stop);
+        run_with_stack(stack, [work] { run_work(*work); }, stop);
     }
     std::vector<int32_t> out = std::move(work->out);
     if (add_bos && this->add_bos() && bos() >= 0) out.insert(out.begin(), bos());
