@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -131,6 +132,30 @@ def test_a_gpu_writes_the_same_text(files: dict[str, Path], mode: str) -> None:
             assert not options or reply["usage"]["completion_tokens"] == 64
             texts[n_gpu_layers].append(reply["choices"][0]["message"]["content"])
     assert texts[0] == texts["all"] == texts[2]
+
+
+@pytest.mark.parametrize("mode", ["sparse", "gain"])
+@pytest.mark.usefixtures("emulated_gpu")
+def test_a_gpu_gives_the_same_logits(files: dict[str, Path], mode: str) -> None:
+    """NMSE of the demo's file over the first prompt of every domain, token by token.
+
+    Keys and values are f32: the emulated GPU's flash attention sums f16 ones in f16, as no GPU does.
+    """
+    options: dict[str, Any] = {"delta_mode": mode, "n_ctx": 512, "n_threads": 1, "kv_type": "f32"}
+    error = power = 0.0
+    with (
+        Sardine(files["q8_0"], **options) as cpu,
+        Sardine(files["q8_0"], n_gpu_layers="all", **options) as gpu,
+    ):
+        for questions in json.loads((EXAMPLE / "prompts.json").read_text()).values():
+            cpu.reset()
+            gpu.reset()
+            for token in cpu.tokenize(questions[0]):
+                expected, found = (m.eval([token]).astype(np.float64) for m in (cpu, gpu))
+                error += ((found - expected) ** 2).sum()
+                power += (expected**2).sum()
+    assert error <= 1e-4 * power
+    assert (error > 0) == (mode == "sparse")  # only the deltas are summed in another order
 
 
 def long_conversation(m: Sardine) -> list[int]:
