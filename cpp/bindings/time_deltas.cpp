@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <thread>
 
-#include "kernels/huge_buffer.h"
 #include "kernels/sparse_delta.h"
+#include "page_advice.h"
 #include "sardine/error.h"
 
 namespace sardine::python {
@@ -56,8 +57,8 @@ std::vector<double> time_deltas(const Model& model, const std::string& path, int
     const std::vector<float> routes = random_routes(n_tokens, k, n_experts, source);
     std::vector<float> x(n_tokens * widest), y(n_tokens * tallest);
     std::generate(x.begin(), x.end(), [&] { return normal(source); });
-    HugeBuffer tiles;
-    if (n_tokens >= kMinTileTokens) tiles.grow(most_bytes);
+    const auto tiles = std::make_unique_for_overwrite<uint8_t[]>(most_bytes);
+    advise_pages(tiles.get(), most_bytes, MADV_HUGEPAGE);  // as the graph's memory
 
     std::vector<double> seconds;
     for (int r = 0; r < repetitions; ++r) {
@@ -75,7 +76,7 @@ std::vector<double> time_deltas(const Model& model, const std::string& path, int
                 const Routes r{.data = routes.data(), .k = k, .stride = 2 * k};
                 if (n_tokens >= kMinTileTokens && i % 3 != 1) {  // up reads what gate does
                     pack_tiles(tile_ops(*d, *ops), {r, n_tokens, d->n_experts}, x.data(), d->n_cols,
-                               d->n_cols, ith, n_threads, scratch[ith].tiles, packed_begin(tiles.data()));
+                               d->n_cols, ith, n_threads, scratch[ith].tiles, packed_begin(tiles.get()));
                     meet();
                 }
                 sparse_delta_add({.delta = d,
@@ -83,7 +84,7 @@ std::vector<double> time_deltas(const Model& model, const std::string& path, int
                                   .n_tokens = n_tokens,
                                   .x = x.data(),
                                   .x_stride = d->n_cols,
-                                  .tiles = packed_begin(tiles.data()),
+                                  .tiles = packed_begin(tiles.get()),
                                   .y = y.data(),
                                   .y_stride = d->n_rows},
                                  *ops, ith, n_threads, scratch[ith]);

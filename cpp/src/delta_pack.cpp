@@ -74,10 +74,7 @@ int64_t count_falls(const uint16_t* col, int64_t begin, int64_t end) {
 // block's width; or end.
 int64_t first_bad_row(const DeltaMatrix& m, int64_t begin, int64_t end) {
     const int64_t first = m.row_ptr[begin];
-    auto width = [&](int64_t r) {
-        const int64_t block = r / m.n_rows;
-        return std::min(m.block_columns, m.n_cols - block * m.block_columns);
-    };
+    auto width = [&](int64_t r) { return m.block_width(r / m.n_rows); };
     // Falls may only lie between rows; risen columns are in range if the last one is.
     int64_t between = 0;
     bool bad = false;
@@ -131,7 +128,7 @@ void validate_delta(const DeltaMatrix& m, int n_threads,
         const int64_t block = r / m.n_rows;
         fail("col", "row " + std::to_string(r % m.n_rows) + " of column block " + std::to_string(block) +
                         " has columns that do not rise strictly below " +
-                        std::to_string(std::min(m.block_columns, m.n_cols - block * m.block_columns)));
+                        std::to_string(m.block_width(block)));
     });
     check_values(m, n_threads, fail);
 }

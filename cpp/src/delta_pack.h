@@ -10,6 +10,8 @@ namespace sardine {
 
 enum class ValueType { f32, f16, q8_0 };
 
+constexpr int64_t kMaxExperts = 256;
+
 // Values of some positions, in order: value p is scale * dequantize(data)[p]. Non-owning; data may be null.
 struct DeltaValues {
     ValueType type = ValueType::f32;
@@ -33,6 +35,10 @@ struct DeltaMatrix {
 
     DeltaValues expert(int64_t e) const { return {type, val + e * val_stride, scale[e]}; }
     bool empty() const { return n_positions == 0; }
+    int64_t block_width(int64_t b) const {
+        const int64_t left = n_cols - b * block_columns;
+        return left < block_columns ? left : block_columns;
+    }
     const int32_t* block_rows(int64_t b) const { return row_ptr + b * n_rows; }
 };
 

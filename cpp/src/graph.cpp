@@ -6,7 +6,7 @@
 #include <cmath>
 #include <span>
 
-#include "kernels/huge_buffer.h"
+#include "page_advice.h"
 #include "routing.h"
 #include "sardine/error.h"
 
@@ -383,9 +383,9 @@ void Graph::allocate(ggml_gallocr* allocator) {
     if (!ggml_gallocr_alloc_graph(allocator, graph))
         throw InsufficientMemory("no memory to compute a batch of " + std::to_string(shape.n_tokens) +
                                  " tokens: use a smaller n_batch");
-    // The tiles of activations are read at random.
+    // The tiles of activations are read at random; in huge pages the processor does not miss translations.
     ggml_backend_buffer_t buffer = tokens->buffer;
-    advise_huge_pages(ggml_backend_buffer_get_base(buffer), ggml_backend_buffer_get_size(buffer));
+    advise_pages(ggml_backend_buffer_get_base(buffer), ggml_backend_buffer_get_size(buffer), MADV_HUGEPAGE);
 }
 
 }  // namespace sardine

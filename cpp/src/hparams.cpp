@@ -4,11 +4,11 @@
 #include <set>
 
 #include "adapter.h"
+#include "delta_pack.h"
 
 namespace sardine {
 namespace {
 
-constexpr uint32_t kMaxExperts = 256;
 constexpr uint32_t kNewestVersion = 2;
 
 // A count that must lie in [low, high].

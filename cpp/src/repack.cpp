@@ -1,12 +1,11 @@
 #include "repack.h"
 
 #include <ggml-cpu.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 
+#include "page_advice.h"
 #include "parallel.h"
 #include "sardine/error.h"
 #include "system_memory.h"
@@ -61,15 +60,6 @@ struct Copy {
     ggml_backend_buffer_type_t type;
     ggml_tensor* tensor = nullptr;
 };
-
-// Takes the pages of a mapped tensor out of this process's memory; they come back if read.
-void forget_pages(const ggml_tensor* mapped) {
-    const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-    const auto first = reinterpret_cast<uintptr_t>(mapped->data);
-    const uintptr_t begin = (first + page - 1) / page * page,
-                    end = (first + ggml_nbytes(mapped)) / page * page;
-    if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-}
 
 [[noreturn]] void refuse(double need, double available) {
     char text[200];
@@ -133,7 +123,8 @@ RepackedWeights::RepackedWeights(Weights& w, int64_t n_layers, bool output, int 
     for (const Copy& c : copies) {
         if (!tied || c.place != &w.output) {
             mapped_bytes_ += static_cast<double>(ggml_nbytes(*c.place));
-            forget_pages(*c.place);
+            // Out of this process's memory; they come back if read.
+            advise_pages((*c.place)->data, ggml_nbytes(*c.place), MADV_DONTNEED);
         }
         *c.place = c.tensor;
     }

@@ -3,11 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "delta_pack.h"
+
 namespace sardine {
 
 void route_token(const float* logits, int64_t n_experts, int64_t k, float* out, const float* bias) {
     constexpr float kClamp = 50.0f;
-    constexpr int64_t kMaxExperts = 256;
     bool taken[kMaxExperts] = {};
     float top = 0.0f, sum = 0.0f;
     for (int64_t j = 0; j < k; ++j) {

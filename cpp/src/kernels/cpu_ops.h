@@ -16,8 +16,8 @@ constexpr int64_t kAttentionBlock = 64;
 
 enum class KvType { f16, f32, q8_0 };
 
-// Values and what they are multiplied with; of a token at most 256 experts' and a shared part's.
-constexpr int64_t kMostParts = 257;
+// Values and what they are multiplied with; of a token at most all experts' and a shared part's.
+constexpr int64_t kMostParts = kMaxExperts + 1;
 struct WeightedValues {
     ValueType type;
     const uint8_t* data;

@@ -5,7 +5,6 @@
 namespace sardine {
 namespace {
 
-constexpr int64_t kMaxExperts = 256;
 constexpr int64_t kLine = 64;
 // Columns that a thread packs at a time: small enough to share a single tile among many threads.
 constexpr int64_t kPackColumns = 256;
