@@ -294,17 +294,40 @@ def test_without_flash_attention(tiny: TinyModel) -> None:
             found, _ = logits(tiny, "sparse", n_gpu_layers="all", n_batch=n_batch)
             assert nmse(found, expected) <= MAX_NMSE
         with Sardine(tiny.gguf, n_gpu_layers="all") as m:
-            assert nmse(m.eval(TOKENS), expected) <= 1e-5  # f16 keys and values
+            assert 0 < nmse(m.eval(TOKENS), expected) <= 1e-5  # f16 keys and values
     finally:
         _native.emulate_gpu(0)
 
 
+@pytest.mark.parametrize("n_batch", [1, 6, 150])
+@pytest.mark.parametrize("rounds", [False, True])
+def test_flash_attention(wide: TinyModel, n_batch: int, rounds: bool) -> None:
+    """With sums in f32, or as ggml-cuda's tensor cores have them: f16 factors, sums of f16."""
+    tokens = random_tokens(150)
+    with wide.open() as m:
+        expected = m.eval(tokens)
+    try:
+        _native.emulate_gpu(GIB, rounds=rounds)
+        with wide.open(n_gpu_layers="all", n_batch=n_batch) as m:
+            found = nmse(m.eval(tokens), expected)
+    finally:
+        _native.emulate_gpu(0)
+    # 11 bits instead of 24 in each of ten steps of a sum; the layers pass it on.
+    assert found <= (MAX_NMSE_QUANTIZED if rounds else 1e-9)
+    assert not rounds or found > 1e-9
+
+
 @pytest.mark.usefixtures("gpu")
-def test_keys_and_values_q8_0(wide: TinyModel) -> None:
-    """Quantized on the GPU, close to the CPU's."""
+def test_keys_and_values_q8_0(wide: TinyModel, workshop: Path) -> None:
+    """Quantized on the GPU, close to the CPU's; refused where ggml-cuda would end the process over it."""
     tokens = random_tokens(100)
     with wide.open(kv_type="q8_0", n_gpu_layers="all") as m, wide.open(kv_type="q8_0") as cpu:
         assert nmse(m.eval(tokens), cpu.eval(tokens)) <= 1e-4
+    narrow = make_model(workshop / "offload-heads32", base={"head_dim": 32, "layers": 1})
+    with pytest.raises(DeviceError, match="heads of 32 there, which keys and values in q8_0 need"):
+        narrow.open(kv_type="q8_0", n_gpu_layers="all")
+    with narrow.open(kv_type="q8_0") as m:
+        m.eval(tokens)
 
 
 def test_weights_that_do_not_fit(tiny: TinyModel) -> None:

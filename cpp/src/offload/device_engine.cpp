@@ -29,10 +29,15 @@ DeviceEngine::DeviceEngine(const HParams& h, const DeviceWeights& w, DeltaMode m
       context_{.hparams = &h,
                .weights = &w,
                .cache = nullptr,
-               .flash = device_has_flash_attention(h, kv_type, *gpu_),
+               // ggml-cuda's flash attention reads f32 keys and values as f16.
+               .flash = kv_type != GGML_TYPE_F32 && device_has_flash_attention(h, kv_type, *gpu_),
                .mode = mode,
                .k = mode == DeltaMode::off ? 0 : k},
       capture_(capture_wanted()) {
+    if (ggml_is_quantized(kv_type) && !context_.flash)  // ggml-cuda ends the process
+        throw DeviceError(gpu_->name() + ": ggml has no flash attention for heads of " +
+                          std::to_string(h.head_dim) + " there, which keys and values in " +
+                          ggml_type_name(kv_type) + " need: use kv_type f16 or f32, or n_gpu_layers=0");
     for (Slot* s : {&single_, &batch_}) s->allocator.reset(ggml_gallocr_new(gpu_->buffer_type()));
 }
 

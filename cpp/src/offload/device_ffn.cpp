@@ -104,7 +104,7 @@ ggml_tensor* DeviceProgram::with_rows(const Ffn& f) {
     ggml_tensor* up = linear(f.w.ffn_up, up_acts ? up_ : nullptr, ffn_in_);
     ggml_tensor* hidden = ggml_swiglu_split(ctx, gate, up);
     if (!down_acts) {
-        ggml_tensor* y = ggml_mul_mat(ctx, f.w.ffn_down, hidden);
+        ggml_tensor* y = product(f.w.ffn_down, hidden);
         return ggml_add(ctx, f.gain ? ggml_mul(ctx, y, gain_) : y, residual_);
     }
     store(hidden, hidden_ffn_);
@@ -132,8 +132,8 @@ ggml_tensor* DeviceProgram::with_tiles(const Ffn& f) {
         launch([a](device::Device& d) { return d.group(a); });
     }
     next_graph();
-    ggml_tensor* gate = ggml_mul_mat(ctx, f.w.ffn_gate, ffn_in_);
-    ggml_tensor* up = ggml_mul_mat(ctx, f.w.ffn_up, ffn_in_);
+    ggml_tensor* gate = product(f.w.ffn_gate, ffn_in_);
+    ggml_tensor* up = product(f.w.ffn_up, ffn_in_);
     if (gate_acts || up_acts) {
         store(gate, gate_);
         store(up, up_);
@@ -145,7 +145,7 @@ ggml_tensor* DeviceProgram::with_tiles(const Ffn& f) {
     }
     ggml_tensor* hidden = ggml_swiglu_split(ctx, gate, up);
     if (down_acts) store(hidden, hidden_ffn_);
-    ggml_tensor* y = ggml_mul_mat(ctx, f.w.ffn_down, hidden);
+    ggml_tensor* y = product(f.w.ffn_down, hidden);
     if (down_acts) {
         store(y, down_);
         launch_tiles(f.x.down, hidden_ffn_, down_, routes);
@@ -162,9 +162,9 @@ ggml_tensor* DeviceProgram::feed_forward(int64_t il, ggml_tensor* h) {
     const LayerWeights& w = layer.base;
     ggml_tensor* x = rms_norm(h, w.ffn_norm);
     auto plain = [&] {
-        ggml_tensor* gate = ggml_mul_mat(ctx, w.ffn_gate, x);
-        ggml_tensor* hidden = ggml_swiglu_split(ctx, gate, ggml_mul_mat(ctx, w.ffn_up, x));
-        ggml_tensor* y = ggml_add(ctx, ggml_mul_mat(ctx, w.ffn_down, hidden), h);
+        ggml_tensor* gate = product(w.ffn_gate, x);
+        ggml_tensor* hidden = ggml_swiglu_split(ctx, gate, product(w.ffn_up, x));
+        ggml_tensor* y = ggml_add(ctx, product(w.ffn_down, hidden), h);
         if (shape.n_tokens <= kRowsTokens) return y;
         // A batch can be stopped between layers: one graph each.
         store(y, this->hidden);

@@ -64,8 +64,17 @@ ggml_tensor* DeviceProgram::rms_norm(ggml_tensor* x, ggml_tensor* weight) {
     return ggml_mul(ctx_.get(), ggml_rms_norm(ctx_.get(), x, c_->hparams->rms_eps), weight);
 }
 
-ggml_tensor* DeviceProgram::linear(ggml_tensor* weight, ggml_tensor* bias, ggml_tensor* x) {
+// Activations of 8 bits at least, also where the GPU could do with 4 for weights of 4. Sums of f16 weights are in
+// f32 for few tokens; in batches ggml-cuda would widen whole matrices for that, and sums in f16 as in llama.cpp.
+ggml_tensor* DeviceProgram::product(ggml_tensor* weight, ggml_tensor* x) {
     ggml_tensor* y = ggml_mul_mat(ctx_.get(), weight, x);
+    if (x->ne[1] <= kRowsTokens) ggml_prec_set_acc(y, GGML_PREC_F32);
+    ggml_prec_set_src(y, GGML_PREC_Q8, 1);
+    return y;
+}
+
+ggml_tensor* DeviceProgram::linear(ggml_tensor* weight, ggml_tensor* bias, ggml_tensor* x) {
+    ggml_tensor* y = product(weight, x);
     return bias ? ggml_add(ctx_.get(), y, bias) : y;
 }
 
@@ -106,7 +115,9 @@ ggml_tensor* DeviceProgram::attention(const LayerWeights& w, int64_t il, ggml_te
         ggml_prec_set_acc(scores, GGML_PREC_F32);
         scores = ggml_soft_max_ext(ctx, scores, mask, scale, 0.0f);
         ggml_tensor* columns = ggml_cont(ctx, ggml_transpose(ctx, heads(v_cache)));  // [n_kv, head_dim, ..]
-        out = ggml_cont(ctx, ggml_permute(ctx, ggml_mul_mat(ctx, columns, scores), 0, 2, 1, 3));
+        out = ggml_mul_mat(ctx, columns, scores);
+        ggml_prec_set_acc(out, GGML_PREC_F32);
+        out = ggml_cont(ctx, ggml_permute(ctx, out, 0, 2, 1, 3));
     }
     return linear(w.wo, w.bo, ggml_reshape_2d(ctx, out, hd * h.n_head, n));
 }
@@ -184,7 +195,7 @@ DeviceProgram::DeviceProgram(const DeviceContext& c, const DeviceShape& s, ggml_
         x = feed_forward(il, x);
     }
     if (last) x = ggml_get_rows(ctx_.get(), x, last);
-    logits = ggml_mul_mat(ctx_.get(), c.weights->output(), rms_norm(x, c.weights->output_norm()));
+    logits = product(c.weights->output(), rms_norm(x, c.weights->output_norm()));
     ggml_set_output(logits);
     ggml_build_forward_expand(graph_, logits);
 }
@@ -238,8 +249,7 @@ bool DeviceProgram::run(const Gpu& gpu, const StopCheck& stop) const {
     device::Device& d = gpu.kernels();
     for (const Step& s : steps_) {
         if (stop(0)) return false;
-        if (ggml_graph_n_nodes(s.graph) > 0)
-            gpu.check(ggml_backend_graph_compute_async(gpu.backend(), s.graph));
+        if (ggml_graph_n_nodes(s.graph) > 0) gpu.compute(s.graph);
         const bool paced = shape.n_tokens > kRowsTokens;
         if (s.launches.empty() && !paced) continue;
         gpu.check(d.wait_for_backend());

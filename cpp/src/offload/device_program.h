@@ -108,6 +108,7 @@ class DeviceProgram {
     void next_graph();
 
     ggml_tensor* rms_norm(ggml_tensor* x, ggml_tensor* weight);
+    ggml_tensor* product(ggml_tensor* weight, ggml_tensor* x);
     ggml_tensor* linear(ggml_tensor* weight, ggml_tensor* bias, ggml_tensor* x);
     ggml_tensor* attention(const LayerWeights& w, int64_t il, ggml_tensor* x);
     ggml_tensor* feed_forward(int64_t il, ggml_tensor* h);

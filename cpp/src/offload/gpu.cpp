@@ -8,13 +8,14 @@
 #include <atomic>
 
 #include "emulated_device.h"
+#include "offload/emulated_cuda.h"
 #include "sardine/error.h"
 
 namespace sardine {
 namespace {
 
 std::atomic<uint64_t> emulated_memory{0};
-std::atomic<bool> emulated_flash{true};
+std::atomic<bool> emulated_flash{true}, emulated_rounding{false};
 
 const char* const kInstall =
     "install llama-cpp-python with CMAKE_ARGS=-DGGML_CUDA=on and then this package with "
@@ -55,9 +56,10 @@ void* load_kernels(const std::string& path) {
 
 }  // namespace
 
-void emulate_gpu(uint64_t free_bytes, bool flash) {
+void emulate_gpu(uint64_t free_bytes, bool flash, bool rounds) {
     emulated_memory = free_bytes;
     emulated_flash = flash;
+    emulated_rounding = rounds;
 }
 
 std::unique_ptr<device::Device> open_kernels(const std::string& path, ggml_backend* backend) {
@@ -127,8 +129,14 @@ double Gpu::free_memory() const {
 }
 
 bool Gpu::supports(const ggml_tensor* op) const {
-    if (emulated_ && op->op == GGML_OP_FLASH_ATTN_EXT && !emulated_flash) return false;
+    if (emulated_ && op->op == GGML_OP_FLASH_ATTN_EXT && !(emulated_flash && emulated_flash_supports(op)))
+        return false;
     return ggml_backend_supports_op(backend_.get(), op);
+}
+
+void Gpu::compute(ggml_cgraph* graph) const {
+    check(emulated_ ? compute_as_cuda(backend_.get(), graph, emulated_rounding)
+                    : ggml_backend_graph_compute_async(backend_.get(), graph));
 }
 
 ggml_backend_buffer_ptr Gpu::allocate(ggml_context* ctx, const char* what) const {

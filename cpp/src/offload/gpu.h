@@ -31,6 +31,8 @@ class Gpu {
     double free_memory() const;
     double workspace() const { return emulated_ ? 0.0 : kGpuWorkspace; }
     bool supports(const ggml_tensor* op) const;
+    // Queues a graph. Throws DeviceError.
+    void compute(ggml_cgraph* graph) const;
 
     // Device memory in one piece for all tensors of ctx. Throws InsufficientMemory, which names `what`.
     ggml_backend_buffer_ptr allocate(ggml_context* ctx, const char* what) const;
@@ -68,7 +70,7 @@ GpuFacts find_gpus();
 std::unique_ptr<device::Device> open_kernels(const std::string& path, ggml_backend* backend);
 
 // For tests: from now on the GPU is emulated by the CPU, and has so much free memory; 0 ends it. `flash`:
-// whether it has flash attention, which ggml-cuda has for some sizes of heads only.
-void emulate_gpu(uint64_t free_bytes, bool flash);
+// whether it has flash attention, which ggml-cuda has for some sizes of heads only. `rounds`: see emulated_cuda.h.
+void emulate_gpu(uint64_t free_bytes, bool flash, bool rounds);
 
 }  // namespace sardine

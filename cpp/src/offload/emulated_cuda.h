@@ -1,0 +1,17 @@
+// What the emulated GPU computes otherwise than ggml's CPU backend, whose products take f16 queries and weights of
+// attention, and whose flash attention sums f16 values in f16. `rounds`: as ggml-cuda rounds, in the ggml of
+// llama-cpp-python 0.3.36 on compute capability 8.6: activations to 8 bits in blocks of 32, f32 factors of batches
+// to TF32, sums of tensor cores over f16 to f16. Otherwise attention is in f32, and products round as the CPU's.
+#pragma once
+
+#include <ggml-backend.h>
+
+namespace sardine {
+
+// Whether ggml-cuda's flash attention takes these heads.
+bool emulated_flash_supports(const ggml_tensor* op);
+
+// Computes the graph on ggml's CPU backend but for these nodes.
+ggml_status compute_as_cuda(ggml_backend* cpu, ggml_cgraph* graph, bool rounds);
+
+}  // namespace sardine
