@@ -117,8 +117,8 @@ def first_questions() -> list[str]:
 @pytest.mark.parametrize("mode", ["sparse", "gain"])
 @pytest.mark.usefixtures("emulated_gpu")
 def test_a_gpu_writes_the_same_text(files: dict[str, Path], mode: str) -> None:
-    """Greedily, all layers on it or some: answers of up to 64 tokens to the first prompt of every domain, and 64
-    tokens whatever ends from the exact file."""
+    """Greedily, all layers on it or some: answers of up to 64 tokens to the first prompt of every domain, and
+    64 tokens whatever ends from the exact file."""
     questions = first_questions()
     cases = [(name, q, {}) for name in ("q8_0", "q4_k_m") for q in questions]
     cases.append(("f32", questions[0], {"logit_bias": {2: -100}}))
@@ -164,8 +164,8 @@ def test_a_gpu_gives_the_same_logits(files: dict[str, Path], mode: str, outtype:
 def test_what_the_rounding_of_ggml_cuda_changes(
     files: dict[str, Path], outtype: str, bound: float
 ) -> None:
-    """The base alone, by the rounding of activations: in blocks of 32, where the CPU has 32 for q8_0 and 256 for
-    K-quants. 5e-4 is what ggml's own tests allow two backends in one product; f32 has f16 keys and values.
+    """The base alone, by the rounding of activations: in blocks of 32, where the CPU has 32 for q8_0 and 256
+    for K-quants. 5e-4 is what ggml's own tests allow two backends in one product; f32 has f16 keys.
     """
     try:
         _native.emulate_gpu(1 << 30, rounds=True)

@@ -252,7 +252,8 @@ void bind_device_testing(py::module_& m) {
         py::arg("forced") = py::none(), py::arg("mean"), py::arg("order") = "forward", py::arg("seed") = 0,
         py::arg("gpu") = false,
         "(routes [n_tokens, 2k], gain [n_tokens], logits [n_tokens, n_experts]); emulated, or on the GPU.");
-    m.def("emulate_gpu", &emulate_gpu, py::arg("free_bytes"), py::arg("flash") = true, py::arg("rounds") = false,
+    m.def("emulate_gpu", &emulate_gpu, py::arg("free_bytes"), py::arg("flash") = true,
+          py::arg("rounds") = false,
           "From now on the CPU plays a GPU with so much free memory, kernels emulated; 0 ends it. flash: "
           "whether it has flash attention. rounds: whether products and attention round as ggml-cuda's.");
     m.def(

@@ -1,4 +1,4 @@
-"""How far layers on the emulated GPU are from the CPU: python tests/runtime/offload_report.py [--kv-type f16]
+"""How far layers on the emulated GPU are from the CPU: python tests/runtime/offload_report.py [--rounds]
 
 Random models of several types are evaluated whole and token by token. Each line compares two ways to compute
 the same: NMSE of the logits and the experts chosen otherwise, as chosen by the router and with forced ones.
@@ -48,11 +48,11 @@ class Found:
     experts: NDArray[np.int32]
 
 
-def work(path: Path, out: Path, kv_type: str) -> None:
+def work(path: Path, out: Path, kv_type: str, rounds: bool) -> None:
     """Everything that one set of CPU kernels computes; the process has its set by SARDINE_CPU."""
     kernels = os.environ.get("SARDINE_CPU", "")
     runs = sorted({r for pair in PAIRS for r in pair if r[0] == kernels})
-    _native.emulate_gpu(1 << 30)
+    _native.emulate_gpu(1 << 30, rounds=rounds)
     arrays = {}
     for (name, experts), (_, place, n_batch) in itertools.product(ROUTERS.items(), runs):
         with Sardine(
@@ -69,7 +69,7 @@ def work(path: Path, out: Path, kv_type: str) -> None:
 
 
 def evaluate(
-    model: TinyModel, kv_type: str, folder: Path
+    model: TinyModel, kv_type: str, rounds: bool, folder: Path
 ) -> dict[tuple[str, str, str, int], Found]:
     """By router, kernels, place and batch."""
     found = {}
@@ -84,6 +84,7 @@ def evaluate(
             str(out),
             "--kv-type",
             kv_type,
+            *(["--rounds"] if rounds else []),
         ]
         subprocess.run(command, env=env | ({"SARDINE_CPU": kernels} if kernels else {}), check=True)
         with np.load(out) as arrays:
@@ -104,7 +105,8 @@ def describe(run: tuple[str, str, int]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Prints one table for each type of base."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--kv-type", default="f32")
+    p.add_argument("--kv-type", default="f16")
+    p.add_argument("--rounds", action="store_true", help="as ggml-cuda rounds, not as the CPU")
     p.add_argument("--layers", type=int, default=3)
     p.add_argument("--seeds", type=int, default=2, help="models of each type")
     p.add_argument("--bases", default=",".join(BASES))
@@ -112,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--work", nargs=2, type=Path, help=argparse.SUPPRESS)
     a = p.parse_args(argv)
     if a.work:
-        work(*a.work, a.kv_type)
+        work(*a.work, a.kv_type, a.rounds)
         return 0
     for base, delta in itertools.product(a.bases.split(","), a.deltas.split(",")):
         results = []
@@ -130,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
                     srde={"density": 0.02},
                     out={"outtype": base, "delta_type": delta},
                 )
-                results.append(evaluate(model, a.kv_type, Path(folder)))
+                results.append(evaluate(model, a.kv_type, a.rounds, Path(folder)))
         n = results[0]["routed", "", "cpu", 1].experts.size * a.seeds
         print(
             f"\n{base} base, {delta} deltas: NMSE, other choices of {n}, NMSE with forced experts"

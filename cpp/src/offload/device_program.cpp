@@ -64,8 +64,9 @@ ggml_tensor* DeviceProgram::rms_norm(ggml_tensor* x, ggml_tensor* weight) {
     return ggml_mul(ctx_.get(), ggml_rms_norm(ctx_.get(), x, c_->hparams->rms_eps), weight);
 }
 
-// Activations of 8 bits at least, also where the GPU could do with 4 for weights of 4. Sums of f16 weights are in
-// f32 for few tokens; in batches ggml-cuda would widen whole matrices for that, and sums in f16 as in llama.cpp.
+// Activations of 8 bits at least, also where the GPU could do with 4 for weights of 4. Sums of f16 weights
+// are in f32 for few tokens; in batches ggml-cuda would widen whole matrices for that, and sums in f16 as in
+// llama.cpp.
 ggml_tensor* DeviceProgram::product(ggml_tensor* weight, ggml_tensor* x) {
     ggml_tensor* y = ggml_mul_mat(ctx_.get(), weight, x);
     if (x->ne[1] <= kRowsTokens) ggml_prec_set_acc(y, GGML_PREC_F32);
@@ -78,7 +79,7 @@ ggml_tensor* DeviceProgram::linear(ggml_tensor* weight, ggml_tensor* bias, ggml_
     return bias ? ggml_add(ctx_.get(), y, bias) : y;
 }
 
-// As Graph::attention, always by ggml: flash attention where the device has it for these heads.
+// As Graph::attention, always by ggml: flash attention where the device has it for these heads and keys.
 ggml_tensor* DeviceProgram::attention(const LayerWeights& w, int64_t il, ggml_tensor* x) {
     ggml_context* ctx = ctx_.get();
     const HParams& h = *c_->hparams;
@@ -108,6 +109,10 @@ ggml_tensor* DeviceProgram::attention(const LayerWeights& w, int64_t il, ggml_te
     q = ggml_permute(ctx, q, 0, 2, 1, 3);
     ggml_tensor* out;  // [head_dim, n_head, n_tokens], contiguous
     if (c_->flash) {
+        // For one token ggml-cuda has a kernel with sums in f32, and takes it when a tensor's rows lie at odd
+        // places: here those of the second sequence, which is none. Its tensor cores sum in f16.
+        if (n == 1)
+            q = ggml_view_4d(ctx, q, hd, 1, h.n_head, 1, q->nb[1], q->nb[2], q->nb[3] + sizeof(float), 0);
         out = ggml_flash_attn_ext(ctx, q, heads(k_cache), heads(v_cache), mask, scale, 0.0f, 0.0f);
         ggml_prec_set_acc(out, GGML_PREC_F32);
     } else {

@@ -13,10 +13,10 @@
 namespace sardine {
 namespace {
 
-constexpr int64_t kBlock = 32;      // activations with one scale
-constexpr int64_t kKeys = 64;       // keys between two looks at the maximum
-constexpr int64_t kMma = 16;        // products that a tensor core sums before it rounds
-constexpr int64_t kFewTokens = 8;   // at most, for kernels that work in f32
+constexpr int64_t kBlock = 32;     // activations with one scale
+constexpr int64_t kKeys = 64;      // keys between two looks at the maximum
+constexpr int64_t kMma = 16;       // products that a tensor core sums before it rounds
+constexpr int64_t kFewTokens = 8;  // at most, for kernels that work in f32
 constexpr float kMaxOffset = 3.0f * 0.6931f;
 constexpr float kFlushed = -20.0f;  // of exponents that rescale sums
 
@@ -76,8 +76,8 @@ float to_tf32(float x) {
     return x;
 }
 
-// Weights times tokens, for each head. As ggml-cuda rounds: of more than a few tokens, f16 weights are summed in
-// f16, unless f32 is asked for, and others in f32 from TF32.
+// Weights times tokens, for each head. As ggml-cuda rounds: of more than a few tokens, f16 weights are summed
+// in f16, unless f32 is asked for, and others in f32 from TF32.
 template <bool kRounds>
 void product(ggml_tensor* dst, int ith, int nth, void* data) {
     const auto* node = static_cast<const ggml_tensor*>(data);
@@ -156,8 +156,8 @@ void weigh(const Head& h, float* out) {
     for (int64_t c = 0; c < h.dim; ++c) out[c] /= total;
 }
 
-// Whether ggml-cuda takes its vector kernel, which sums in f32: for one token, unless heads that share keys can
-// go together. Tensors whose rows lie at odd places cannot.
+// Whether ggml-cuda takes its vector kernel, which sums in f32: for one token, unless heads that share keys
+// can go together. Tensors whose rows lie at odd places cannot.
 bool uses_vector_kernel(const ggml_tensor* node) {
     const ggml_tensor *q = node->src[0], *k = node->src[1], *mask = node->src[3];
     if (q->ne[1] > 1 || q->ne[0] % 64 != 0 || q->ne[0] > 256 || k->ne[1] % 256 != 0) return false;
@@ -224,9 +224,8 @@ bool emulated_flash_supports(const ggml_tensor* op) {
 
 ggml_status compute_as_cuda(ggml_backend* cpu, ggml_cgraph* graph, bool rounds) {
     const int n = ggml_graph_n_nodes(graph);
-    const ggml_context_ptr ctx(ggml_init({.mem_size = (n + 1) * ggml_tensor_overhead(),
-                                          .mem_buffer = nullptr,
-                                          .no_alloc = true}));
+    const ggml_context_ptr ctx(
+        ggml_init({.mem_size = (n + 1) * ggml_tensor_overhead(), .mem_buffer = nullptr, .no_alloc = true}));
     if (!ctx) throw InsufficientMemory("no memory for the emulated GPU");
     ggml_tensor** nodes = ggml_graph_nodes(graph);
     const std::vector<ggml_tensor*> kept(nodes, nodes + n);

@@ -70,7 +70,8 @@ GpuFacts find_gpus();
 std::unique_ptr<device::Device> open_kernels(const std::string& path, ggml_backend* backend);
 
 // For tests: from now on the GPU is emulated by the CPU, and has so much free memory; 0 ends it. `flash`:
-// whether it has flash attention, which ggml-cuda has for some sizes of heads only. `rounds`: see emulated_cuda.h.
+// whether it has flash attention, which ggml-cuda has for some sizes of heads only. `rounds`: see
+// emulated_cuda.h.
 void emulate_gpu(uint64_t free_bytes, bool flash, bool rounds);
 
 }  // namespace sardine
