@@ -59,9 +59,19 @@ def tiny(workshop: Path) -> TinyModel:
 
 @pytest.fixture(scope="session")
 def wide(workshop: Path) -> TinyModel:
-    """Heads of 64, whole blocks of q8_0; a context of 256 tokens, four times YaRN's original."""
+    """Heads of 64, as GPUs have flash attention for; a context of 256 tokens, four times YaRN's original."""
     return make_model(
-        workshop / "heads64", base={"head_dim": 64}, srde={"n_experts": 4, "density": 0.05}
+        workshop / "heads64",
+        base={"heads": 2, "heads_kv": 1, "head_dim": 64},
+        srde={"n_experts": 4, "density": 0.05},
+    )
+
+
+@pytest.fixture(scope="session")
+def narrow(workshop: Path) -> TinyModel:
+    """The same of heads of 32, a whole block of q8_0, two of which are cached."""
+    return make_model(
+        workshop / "heads32", base={"head_dim": 32}, srde={"n_experts": 4, "density": 0.05}
     )
 
 

@@ -246,7 +246,7 @@ def small_nodes() -> Iterator[Callable[[float, float], object]]:
 @pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
 @pytest.mark.parametrize("mode", ["sparse", "off"])
 def test_bounded_nodes_compute_the_same(
-    wide: TinyModel, small_nodes: Callable[[float, float], object], mode: str, kv_type: str
+    narrow: TinyModel, small_nodes: Callable[[float, float], object], mode: str, kv_type: str
 ) -> None:
     """Flash attention and logits in parts of tokens, then of heads too: the same bits, more nodes.
 
@@ -255,7 +255,7 @@ def test_bounded_nodes_compute_the_same(
     tokens = random_tokens(250, seed=44)
 
     def run() -> tuple[np.ndarray, int]:
-        with wide.open(delta_mode=mode, kv_type=kv_type, n_batch=250, n_gpu_layers=0) as m:
+        with narrow.open(delta_mode=mode, kv_type=kv_type, n_batch=250, n_gpu_layers=0) as m:
             y = np.concatenate([m.eval(tokens[:30]), m.eval(tokens[30:])])
             return y, m.session.counts["nodes"]
 

@@ -314,18 +314,19 @@ def test_flash_attention(wide: TinyModel, n_batch: int, rounds: bool) -> None:
     finally:
         _native.emulate_gpu(0)
     in_half = rounds and n_batch > 1
-    # 11 bits instead of 24 in each of ten steps of a sum; the layers pass it on.
-    assert found <= (MAX_NMSE_QUANTIZED if in_half else MAX_NMSE)
-    assert not in_half or found > MAX_NMSE
+    # Keys and values that are rounded to f16 the other way; or 11 bits instead of 24 in each of ten steps of
+    # a sum, which the layers pass on.
+    f16_variance = 2**-22 / 3
+    assert found <= (MAX_NMSE_QUANTIZED if in_half else f16_variance)
+    assert not in_half or found > f16_variance
 
 
 @pytest.mark.usefixtures("gpu")
-def test_keys_and_values_q8_0(wide: TinyModel, workshop: Path) -> None:
+def test_keys_and_values_q8_0(wide: TinyModel, narrow: TinyModel) -> None:
     """Quantized on the GPU, close to the CPU's; refused where ggml-cuda would end the process over it."""
     tokens = random_tokens(100)
     with wide.open(kv_type="q8_0", n_gpu_layers="all") as m, wide.open(kv_type="q8_0") as cpu:
         assert nmse(m.eval(tokens), cpu.eval(tokens)) <= 1e-4
-    narrow = make_model(workshop / "offload-heads32", base={"head_dim": 32, "layers": 1})
     with pytest.raises(DeviceError, match="heads of 32 there, which keys and values in q8_0 need"):
         narrow.open(kv_type="q8_0", n_gpu_layers="all")
     with narrow.open(kv_type="q8_0") as m:

@@ -238,13 +238,13 @@ def test_random_bytes(wide: TinyModel, data: bytes) -> None:
 def test_a_state_of_another_model(wide: TinyModel, saved: bytes, workshop: Path) -> None:
     """The same shapes and keys but other weights; the same weights in another file."""
     other = make_model(
-        workshop / "heads32-other",
-        base={"head_dim": 32, "seed": 1},
+        workshop / "heads64-other",
+        base={"heads": 2, "heads_kv": 1, "head_dim": 64, "seed": 1},
         srde={"n_experts": 4, "density": 0.05},
     )
     with other.open(kv_type="f16") as m, pytest.raises(FormatError, match="another model"):
         m.load_state(saved)
-    copy = workshop / "copy-of-heads32.gguf"
+    copy = workshop / "copy-of-heads64.gguf"
     copy.write_bytes(wide.gguf.read_bytes())
     with Sardine(copy) as m:
         m.load_state(saved)
