@@ -22,6 +22,7 @@ from contextlib import ExitStack
 import llama_cpp
 from sardine_gguf import Sardine
 from sardine_gguf.bench_measure import Runner, SardineRunner, Test, measure
+from sardine_gguf.program import run_program
 
 _silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
 
@@ -70,29 +71,14 @@ class LlamaRunner:
         llama_cpp.llama_synchronize(self.handle)
 
 
-def main() -> None:
+def run(a: argparse.Namespace) -> int:
     """Prints a row for each test and runner."""
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("base")
-    p.add_argument("--adapter")
-    p.add_argument("--modes", default="off")
-    p.add_argument(
-        "--repack", default="0", metavar="0,1", help="ours with mapped weights, repacked, or both"
-    )
-    p.add_argument("--llama", action="append", default=[], metavar="fa=1,ub=512,repack=0")
-    p.add_argument("-p", default="", metavar="N,...")
-    p.add_argument("-n", default="", metavar="N,...")
-    p.add_argument("-d", type=int, default=0)
-    p.add_argument("-r", type=int, default=5)
-    p.add_argument("-b", type=int, default=512, help="batch size of ours")
-    p.add_argument("-ngl", type=int, default=0, metavar="N", help="layers on the GPU, of both")
-    p.add_argument("-t", type=int, default=len(os.sched_getaffinity(0)))
-    p.add_argument("--no-warmup", action="store_true", help="no run before the measured ones")
-    a = p.parse_args()
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     tests = [Test(int(n), 0, a.d) for n in a.p.split(",") if n]
     tests += [Test(0, int(n), a.d) for n in a.n.split(",") if n]
+    if not tests:
+        raise ValueError("nothing to measure: give -n or -p")
     n_ctx = -(-max(t.n_tokens + t.depth for t in tests) // 256) * 256
     runners: list[Runner] = []
     models: dict[bool, LlamaModel] = {}
@@ -130,7 +116,29 @@ def main() -> None:
                     f"{s.test.name:>8} {s.runner:28} {speed:8.3f} t/s  {s.ratio(samples[0]):.3f}  [{rounds}]",
                     flush=True,
                 )
+    return 0
+
+
+def main() -> int:
+    """The exit code."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("base")
+    p.add_argument("--adapter")
+    p.add_argument("--modes", default="off")
+    p.add_argument(
+        "--repack", default="0", metavar="0,1", help="ours with mapped weights, repacked, or both"
+    )
+    p.add_argument("--llama", action="append", default=[], metavar="fa=1,ub=512,repack=0")
+    p.add_argument("-p", default="", metavar="N,...")
+    p.add_argument("-n", default="", metavar="N,...")
+    p.add_argument("-d", type=int, default=0)
+    p.add_argument("-r", type=int, default=5)
+    p.add_argument("-b", type=int, default=512, help="batch size of ours")
+    p.add_argument("-ngl", type=int, default=0, metavar="N", help="layers on the GPU, of both")
+    p.add_argument("-t", type=int, default=len(os.sched_getaffinity(0)))
+    p.add_argument("--no-warmup", action="store_true", help="no run before the measured ones")
+    return run_program(p, run, None)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

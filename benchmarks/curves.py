@@ -33,6 +33,7 @@ from made_up_state import fill_made_up
 from sardine_gguf import Sardine, _native
 from sardine_gguf.bench_measure import SardineRunner, Test, measure
 from sardine_gguf.output_file import replaced_file
+from sardine_gguf.program import run_program
 
 
 @dataclass(frozen=True)
@@ -225,25 +226,10 @@ def identity(path: str) -> list[Any]:
     return [Path(path).name, found.st_size]
 
 
-def main() -> None:
+def run(a: argparse.Namespace) -> int:
     """Runs what is missing, prints the table, draws."""
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("base", nargs="?", help="leave it out to draw what is there")
-    p.add_argument("-o", type=Path, required=True, metavar="JSON")
-    p.add_argument("--density", nargs="+", default=[], metavar="PERCENT=FILE")
-    p.add_argument("--adapter", help="the experts of --depths")
-    p.add_argument("--depths", type=numbers, default=[], metavar="N,...")
-    p.add_argument("--modes", default="off,gain,sparse")
-    p.add_argument("-n", type=numbers, default=[], metavar="N,...", help="generated tokens")
-    p.add_argument("-p", type=numbers, default=[], metavar="N,...", help="prompts")
-    p.add_argument("-r", type=int, default=5)
-    p.add_argument("-t", type=int, default=len(os.sched_getaffinity(0)))
-    p.add_argument("-b", type=int, default=512, help="batch size (512)")
-    p.add_argument("--kv-type", default="f16", choices=("f16", "f32", "q8_0"))
-    p.add_argument("--plot", type=Path, metavar="PNG")
-    a = p.parse_args()
     if a.base is None and not a.o.exists():
-        p.error(f"{a.o} is not there: name a base")
+        raise ValueError(f"{a.o} is not there: name a base")
     if a.base is not None:
         modes = a.modes.split(",")
         if (
@@ -251,17 +237,14 @@ def main() -> None:
             or not (a.density or a.depths)
             or not set(modes) <= {"off", "gain", "sparse"}
         ):
-            p.error("give -n or -p, --density or --depths, and --modes of off,gain,sparse")
+            raise ValueError("give -n or -p, --density or --depths, and --modes of off,gain,sparse")
         if a.depths and set(modes) != {"off"} and not a.adapter:
-            p.error("--depths needs --adapter for modes other than off")
+            raise ValueError("--depths needs --adapter for modes other than off")
         options = {"n_threads": a.t, "n_batch": a.b, "kv_type": a.kv_type}
         files = {f"density {i}": identity(i.split("=", 1)[1]) for i in a.density}
         files |= {"adapter": identity(a.adapter)} if a.adapter and a.depths else {}
         settings = {**options, "base": identity(a.base), **files}
-        try:
-            results = Results(a.o, settings)
-        except ValueError as e:
-            p.error(str(e))
+        results = Results(a.o, settings)
 
         def tests(depth: int) -> list[Test]:
             return [Test(n, 0, depth) for n in a.p if n] + [Test(0, n, depth) for n in a.n if n]
@@ -281,7 +264,27 @@ def main() -> None:
     print(table(data))
     if a.plot:
         draw(data, a.plot)
+    return 0
+
+
+def main() -> int:
+    """The exit code."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("base", nargs="?", help="leave it out to draw what is there")
+    p.add_argument("-o", type=Path, required=True, metavar="JSON")
+    p.add_argument("--density", nargs="+", default=[], metavar="PERCENT=FILE")
+    p.add_argument("--adapter", help="the experts of --depths")
+    p.add_argument("--depths", type=numbers, default=[], metavar="N,...")
+    p.add_argument("--modes", default="off,gain,sparse")
+    p.add_argument("-n", type=numbers, default=[], metavar="N,...", help="generated tokens")
+    p.add_argument("-p", type=numbers, default=[], metavar="N,...", help="prompts")
+    p.add_argument("-r", type=int, default=5)
+    p.add_argument("-t", type=int, default=len(os.sched_getaffinity(0)))
+    p.add_argument("-b", type=int, default=512, help="batch size (512)")
+    p.add_argument("--kv-type", default="f16", choices=("f16", "f32", "q8_0"))
+    p.add_argument("--plot", type=Path, metavar="PNG")
+    return run_program(p, run, None)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,20 +12,14 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 
 from sardine_gguf import _native
+from sardine_gguf.program import run_program
 
 
-def main() -> None:
+def run(a: argparse.Namespace) -> int:
     """Prints a line for each point, and draws them."""
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("base")
-    p.add_argument("--density", nargs="+", default=[], metavar="PERCENT=FILE")
-    p.add_argument("--experts", nargs="+", default=[], metavar="N=FILE")
-    p.add_argument("--plot")
-    p.add_argument("-r", type=int, default=9)
-    p.add_argument("-t", type=int, default=len(os.sched_getaffinity(0)))
-    a = p.parse_args()
     points: list[tuple[str, float, str, int]] = []
     for item in a.density:
         at, file = item.split("=", 1)
@@ -65,7 +59,20 @@ def main() -> None:
             ax.set(xlabel=what, ylim=(0, 1.1 * max(ms for _, ms in found)), ylabel="ms a token")
             ax.grid(alpha=0.3)
         figure.savefig(a.plot, dpi=110)
+    return 0
+
+
+def main() -> int:
+    """The exit code."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("base")
+    p.add_argument("--density", nargs="+", default=[], metavar="PERCENT=FILE")
+    p.add_argument("--experts", nargs="+", default=[], metavar="N=FILE")
+    p.add_argument("--plot")
+    p.add_argument("-r", type=int, default=9)
+    p.add_argument("-t", type=int, default=len(os.sched_getaffinity(0)))
+    return run_program(p, run, None)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

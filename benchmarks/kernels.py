@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ import scipy.sparse
 import torch
 from sardine_gguf import _native
 from sardine_gguf.convert.schema import MATRICES, delta, matrix_shape
+from sardine_gguf.program import run_program
 
 
 def matrices(path: str, layers: int, experts: int) -> list[scipy.sparse.csr_matrix]:
@@ -55,18 +57,8 @@ def matrices(path: str, layers: int, experts: int) -> list[scipy.sparse.csr_matr
     return out
 
 
-def main() -> None:
+def run(a: argparse.Namespace) -> int:
     """Prints milliseconds of each, and the ratios to the best kernel."""
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("base")
-    p.add_argument("adapter")
-    p.add_argument("--tokens", type=int, default=1)
-    p.add_argument(
-        "--layers", type=int, default=40, help="of scipy's and torch's; scaled to all (40)"
-    )
-    p.add_argument("-r", type=int, default=5)
-    p.add_argument("-t", type=int, default=len(os.sched_getaffinity(0)))
-    a = p.parse_args()
     torch.set_num_threads(a.t)
     model = _native.Model(a.base.encode(), adapter=a.adapter.encode())
     found = matrices(a.adapter, a.layers, 2)
@@ -109,7 +101,22 @@ def main() -> None:
         print(
             f"{name:20} {1e3 * statistics.median(s):8.1f} ms  {statistics.median(s) / best:5.1f}x"
         )
+    return 0
+
+
+def main() -> int:
+    """The exit code."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("base")
+    p.add_argument("adapter")
+    p.add_argument("--tokens", type=int, default=1)
+    p.add_argument(
+        "--layers", type=int, default=40, help="of scipy's and torch's; scaled to all (40)"
+    )
+    p.add_argument("-r", type=int, default=5)
+    p.add_argument("-t", type=int, default=len(os.sched_getaffinity(0)))
+    return run_program(p, run, None)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

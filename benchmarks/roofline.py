@@ -36,6 +36,7 @@ from made_up_state import fill_made_up
 from sardine_gguf import Sardine
 from sardine_gguf.bench_cost import Cost, costs
 from sardine_gguf.bench_measure import SardineRunner, Test, profile_ns, run_once
+from sardine_gguf.program import run_program
 
 ORDER = ("ffn", "attention products", "output", "deltas", "router", "attention", "rest")
 
@@ -168,26 +169,12 @@ def numbers(text: str) -> list[int]:
     return [int(n) for n in text.split(",") if n]
 
 
-def main() -> None:
+def run(a: argparse.Namespace) -> int:
     """Prints the limits, and a table for each mode and test."""
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("model")
-    p.add_argument("--adapter")
-    p.add_argument("--modes", default="off,sparse")
-    p.add_argument("-n", type=numbers, default=[16], metavar="N,...", help="generated tokens")
-    p.add_argument("-p", type=numbers, default=[128], metavar="N,...", help="prompts; 0: none")
-    p.add_argument("-d", type=numbers, default=[0], metavar="N,...", help="depths")
-    p.add_argument("-r", type=int, default=3, help="profiled runs of each (3)")
-    p.add_argument("-b", type=int, default=512, help="batch size (512)")
-    p.add_argument("-t", type=int, default=len(os.sched_getaffinity(0)))
-    p.add_argument("--gib", type=float, default=2.0, help="what is read from memory (2)")
-    p.add_argument("--seconds", type=float, default=2.0, help="of each limit (2)")
-    p.add_argument("-o", type=Path, metavar="JSON")
-    a = p.parse_args()
     tests = [Test(n, 0, d) for d in a.d for n in a.p if n]
     tests += [Test(0, n, d) for d in a.d for n in a.n if n]
     if not tests or a.r < 1:
-        p.error("nothing to measure: give -n or -p a number above 0, -r at least 1")
+        raise ValueError("nothing to measure: give -n or -p a number above 0, -r at least 1")
 
     def progress(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -243,7 +230,26 @@ def main() -> None:
                 )
                 if a.o:
                     a.o.write_text(json.dumps(record, indent=1))
+    return 0
+
+
+def main() -> int:
+    """The exit code."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("model")
+    p.add_argument("--adapter")
+    p.add_argument("--modes", default="off,sparse")
+    p.add_argument("-n", type=numbers, default=[16], metavar="N,...", help="generated tokens")
+    p.add_argument("-p", type=numbers, default=[128], metavar="N,...", help="prompts; 0: none")
+    p.add_argument("-d", type=numbers, default=[0], metavar="N,...", help="depths")
+    p.add_argument("-r", type=int, default=3, help="profiled runs of each (3)")
+    p.add_argument("-b", type=int, default=512, help="batch size (512)")
+    p.add_argument("-t", type=int, default=len(os.sched_getaffinity(0)))
+    p.add_argument("--gib", type=float, default=2.0, help="what is read from memory (2)")
+    p.add_argument("--seconds", type=float, default=2.0, help="of each limit (2)")
+    p.add_argument("-o", type=Path, metavar="JSON")
+    return run_program(p, run, None)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -31,6 +31,7 @@ from typing import Any
 from machine import compile_library
 from sardine_gguf import Sardine
 from sardine_gguf.bench_measure import SardineRunner, Test, measure, memory, run_once
+from sardine_gguf.program import run_program
 
 TINY = {"hidden": 32, "inner": 32, "heads": 1, "heads_kv": 1, "head_dim": 32, "vocab": 512}
 VARIANTS: dict[str, dict[str, str]] = {
@@ -284,11 +285,14 @@ def main() -> int:
     p.add_argument("--n-file", type=int, default=8, help="the same of nodes' file (8)")
     p.add_argument("-r", type=int, default=5, help="rounds (5)")
     p.add_argument("-o", type=Path, metavar="JSON", help="of pinning")
-    a = p.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        needs = a.study == "nodes" or not a.model
-        tiny = make_tiny(Path(folder)) if needs else Path()
-        return studies[a.study](a, tiny) or 0
+
+    def run(a: argparse.Namespace) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            needs = a.study == "nodes" or not a.model
+            tiny = make_tiny(Path(folder)) if needs else Path()
+            return studies[a.study](a, tiny) or 0
+
+    return run_program(p, run, None)
 
 
 if __name__ == "__main__":
