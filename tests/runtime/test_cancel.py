@@ -306,7 +306,9 @@ def test_batches_are_bounded_by_the_deltas(wide: TinyModel) -> None:
 @pytest.fixture(scope="module")
 def long(workshop: Path) -> TinyModel:
     """Slow enough to be cancelled in its prompt."""
-    base = {"hidden": 128, "inner": 256, "layers": 4, "head_dim": 32}
+    base = {
+        "hidden": 128, "inner": 256, "layers": 4, "heads": 2, "heads_kv": 1, "head_dim": 64,
+    }  # fmt: skip
     return make_model(workshop / "cancel", base=base, srde={"density": 0.05})
 
 
