@@ -76,6 +76,7 @@ Engine::Engine(const Model& m, const EngineOptions& o)
       attention_rows_(o.n_threads),
       context_{.hparams = &m.hparams(),
                .weights = &m.weights(),
+               .repacked = m.repacked(),
                .cache = nullptr,
                .n_layers = n_host_layers_,
                .ends_hidden = m.device_weights() != nullptr,

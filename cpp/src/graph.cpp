@@ -168,8 +168,12 @@ ggml_tensor* Graph::rms_norm(const GraphContext& g, ggml_tensor* x, ggml_tensor*
     return ggml_mul(ctx_.get(), ggml_rms_norm(ctx_.get(), x, g.hparams->rms_eps), weight);
 }
 
+ggml_tensor* Graph::product(ggml_tensor* weight, ggml_tensor* x) {
+    return ggml_mul_mat(ctx_.get(), repacked_ ? repacked_->of(weight, shape.n_tokens) : weight, x);
+}
+
 ggml_tensor* Graph::linear(ggml_tensor* weight, ggml_tensor* bias, ggml_tensor* x) {
-    ggml_tensor* y = ggml_mul_mat(ctx_.get(), weight, x);
+    ggml_tensor* y = product(weight, x);
     return bias ? ggml_add(ctx_.get(), y, bias) : y;
 }
 
@@ -301,21 +305,21 @@ ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor*
         }
         return packed.tiles;
     };
-    auto product = [&](ggml_tensor* weight, const DeltaOp& op, ggml_tensor* in) {
-        ggml_tensor* y = ggml_mul_mat(ctx, weight, in);
+    auto with_delta = [&](ggml_tensor* weight, const DeltaOp& op, ggml_tensor* in) {
+        ggml_tensor* y = product(weight, in);
         if (!op.delta || op.delta->empty()) return y;
         if (sparse) return in_place(ctx, y, {operand(op, in, route), route}, delta_op, &op);
         return op.delta->shared.data ? in_place(ctx, y, {operand(op, in, nullptr)}, delta_op, &op) : y;
     };
-    ggml_tensor* gate = name(product(w.ffn_gate, ops.gate, x), "ffn_gate", il);
-    ggml_tensor* up = name(product(w.ffn_up, ops.up, x), "ffn_up", il);
+    ggml_tensor* gate = name(with_delta(w.ffn_gate, ops.gate, x), "ffn_gate", il);
+    ggml_tensor* up = name(with_delta(w.ffn_up, ops.up, x), "ffn_up", il);
     ggml_tensor* hidden = name(ggml_swiglu_split(ctx, gate, up), "ffn_hidden", il);
-    ggml_tensor* down = product(w.ffn_down, ops.down, hidden);
+    ggml_tensor* down = with_delta(w.ffn_down, ops.down, hidden);
     if (experts && g.mode == DeltaMode::gain) down = in_place(ctx, down, {route}, gain_op, ops.mean);
     return name(down, "ffn_out", il);
 }
 
-Graph::Graph(const GraphContext& g, const GraphShape& s) : shape(s) {
+Graph::Graph(const GraphContext& g, const GraphShape& s) : shape(s), repacked_(g.repacked) {
     const HParams& h = *g.hparams;
     const bool flash = g.n_layers > 0 && s.n_kv > 0;
     const int64_t n_logits = s.all_logits ? s.n_tokens : 1;
@@ -363,7 +367,7 @@ Graph::Graph(const GraphContext& g, const GraphShape& s) : shape(s) {
     int64_t t = 0;
     for (const int64_t n : part_sizes(n_logits, bounded_rows(g.weights->output))) {
         ggml_tensor* rows = n == n_logits ? x : ggml_view_2d(ctx, x, x->ne[0], n, x->nb[1], t * x->nb[1]);
-        logits.push_back(name(ggml_mul_mat(ctx, g.weights->output, rows), "logits", t));
+        logits.push_back(name(product(g.weights->output, rows), "logits", t));
         ggml_set_output(logits.back());
         ggml_build_forward_expand(graph, logits.back());
         t += n;

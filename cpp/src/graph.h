@@ -9,6 +9,7 @@
 #include "kernels/attention.h"
 #include "kernels/sparse_delta.h"
 #include "kv_cache.h"
+#include "repack.h"
 #include "weights.h"
 
 namespace sardine {
@@ -67,6 +68,7 @@ struct AttentionOp {
 struct GraphContext {
     const HParams* hparams;
     const Weights* weights;
+    const RepackedWeights* repacked;  // null: none
     const KvCache* cache;
     int64_t n_layers;  // the first ones, which this graph computes
     bool ends_hidden;  // in Graph::hidden, for a device that does the others; else in logits, of all layers
@@ -107,11 +109,13 @@ class Graph {
     ggml_tensor* attention(const GraphContext& g, int64_t il, ggml_tensor* x);
     ggml_tensor* feed_forward(const GraphContext& g, int64_t il, ggml_tensor* x);
     ggml_tensor* rms_norm(const GraphContext& g, ggml_tensor* x, ggml_tensor* weight);
+    ggml_tensor* product(ggml_tensor* weight, ggml_tensor* x);
     ggml_tensor* linear(ggml_tensor* weight, ggml_tensor* bias, ggml_tensor* x);
     ggml_tensor* input(ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, const char* name);
     ggml_tensor* name(ggml_tensor* t, const char* stem, int64_t il);
 
     ggml_context_ptr ctx_;
+    const RepackedWeights* repacked_;
 };
 
 }  // namespace sardine

@@ -56,7 +56,7 @@ class Layouts {
 };
 
 struct Copy {
-    ggml_tensor** place;
+    const ggml_tensor* from;
     ggml_backend_buffer_type_t type;
     ggml_tensor* tensor = nullptr;
 };
@@ -73,27 +73,25 @@ struct Copy {
 
 }  // namespace
 
-RepackedWeights::RepackedWeights(Weights& w, int64_t n_layers, bool output, int n_threads,
+RepackedWeights::RepackedWeights(const Weights& w, int64_t n_layers, bool output, int n_threads,
                                  const Progress& progress) {
     const Layouts layouts;
     std::vector<Copy> copies;
-    auto add = [&](ggml_tensor*& place) {
-        if (ggml_backend_buffer_type_t type = layouts.of(place)) copies.push_back({&place, type});
+    auto add = [&](const ggml_tensor* t) {
+        if (ggml_backend_buffer_type_t type = layouts.of(t)) copies.push_back({t, type});
     };
     for (int64_t il = 0; il < n_layers; ++il) {
-        LayerWeights& l = w.layers[il];
-        for (ggml_tensor** t : {&l.wq, &l.wk, &l.wv, &l.wo, &l.ffn_gate, &l.ffn_up, &l.ffn_down}) add(*t);
+        const LayerWeights& l = w.layers[il];
+        for (const ggml_tensor* t : {l.wq, l.wk, l.wv, l.wo, l.ffn_gate, l.ffn_up, l.ffn_down}) add(t);
     }
-    const bool tied = w.output == w.tok_embd;  // then its rows are still read where they are mapped
     if (output) add(w.output);
     n_tensors_ = static_cast<int64_t>(copies.size());
     ctx_ = tensor_context(copies.size() + 1);
 
     double need = 0;
     for (Copy& c : copies) {
-        const ggml_tensor* from = *c.place;
-        c.tensor = ggml_new_tensor(ctx_.get(), from->type, GGML_MAX_DIMS, from->ne);
-        ggml_set_name(c.tensor, from->name);
+        c.tensor = ggml_new_tensor(ctx_.get(), c.from->type, GGML_MAX_DIMS, c.from->ne);
+        ggml_set_name(c.tensor, c.from->name);
         need += static_cast<double>(ggml_backend_buft_get_alloc_size(c.type, c.tensor));
     }
     const auto available = static_cast<double>(available_memory());
@@ -115,19 +113,25 @@ RepackedWeights::RepackedWeights(Weights& w, int64_t n_layers, bool output, int 
         }
         parallel_for(static_cast<int64_t>(n), n_threads, 1, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
-                const ggml_tensor* from = *copies[done + i].place;
-                ggml_backend_tensor_set(copies[done + i].tensor, from->data, 0, ggml_nbytes(from));
+                const Copy& c = copies[done + i];
+                ggml_backend_tensor_set(c.tensor, c.from->data, 0, ggml_nbytes(c.from));
             }
         });
     }
     for (const Copy& c : copies) {
-        if (!tied || c.place != &w.output) {
-            mapped_bytes_ += static_cast<double>(ggml_nbytes(*c.place));
-            // Out of this process's memory; they come back if read.
-            advise_pages((*c.place)->data, ggml_nbytes(*c.place), MADV_DONTNEED);
-        }
-        *c.place = c.tensor;
+        copies_[c.from] = c.tensor;
+        // Of a tied output the rows are still read where they are mapped.
+        if (kRepackedTokens < INT64_MAX || c.from == w.tok_embd) continue;
+        mapped_bytes_ += static_cast<double>(ggml_nbytes(c.from));
+        // Out of this process's memory; they come back if read.
+        advise_pages(c.from->data, ggml_nbytes(c.from), MADV_DONTNEED);
     }
+}
+
+ggml_tensor* RepackedWeights::of(ggml_tensor* weight, int64_t n_tokens) const {
+    if (n_tokens > kRepackedTokens) return weight;
+    const auto found = copies_.find(weight);
+    return found == copies_.end() ? weight : found->second;
 }
 
 }  // namespace sardine

@@ -1,8 +1,11 @@
-// Copies of weights in the interleaved layouts that ggml multiplies with faster, instead of the mapped ones.
+// Copies of weights in the interleaved layouts that ggml multiplies few tokens with faster, beside the mapped
+// ones.
 #pragma once
 
 #include <ggml-cpp.h>
 
+#include <cstdint>
+#include <unordered_map>
 #include <vector>
 
 #include "sardine/progress.h"
@@ -10,12 +13,24 @@
 
 namespace sardine {
 
+// Tokens of a batch that is multiplied with the copies, at most. On x86 ggml's products of more are faster
+// with the plain layout: 1.2 times with 32 tokens, 1.4 with 64, 1.8 with 128 (docs/performance.md).
+#if defined(__x86_64__)
+constexpr int64_t kRepackedTokens = 16;
+#else
+constexpr int64_t kRepackedTokens = INT64_MAX;
+#endif
+
 class RepackedWeights {
  public:
-    // Points `w` at copies of the matrices of its first n_layers layers, and of the output's if asked for;
-    // those whose type this processor has no such layout for stay mapped. The layouts are ggml's, in
-    // the order in which libllama prefers them. Throws InsufficientMemory before it copies.
-    RepackedWeights(Weights& w, int64_t n_layers, bool output, int n_threads, const Progress& progress = {});
+    // Copies the matrices of the first n_layers layers, and the output's if asked for, but for those whose
+    // type this processor has no such layout for. The layouts are ggml's, in the order in which libllama
+    // prefers them. Throws InsufficientMemory before it copies.
+    RepackedWeights(const Weights& w, int64_t n_layers, bool output, int n_threads,
+                    const Progress& progress = {});
+
+    // What a batch of n_tokens is multiplied with: the copy of `weight`, or `weight`.
+    ggml_tensor* of(ggml_tensor* weight, int64_t n_tokens) const;
 
     double bytes() const { return bytes_; }                // allocated
     double mapped_bytes() const { return mapped_bytes_; }  // of the file, no longer read
@@ -23,7 +38,8 @@ class RepackedWeights {
 
  private:
     ggml_context_ptr ctx_;
-    std::vector<ggml_backend_buffer_ptr> buffers_;  // one for each tensor
+    std::vector<ggml_backend_buffer_ptr> buffers_;                 // one for each tensor
+    std::unordered_map<const ggml_tensor*, ggml_tensor*> copies_;  // by the mapped ones
     double bytes_ = 0, mapped_bytes_ = 0;
     int64_t n_tensors_ = 0;
 };

@@ -30,6 +30,8 @@ class GgufFile:
     def kv(self) -> dict[str, tuple[str, Any]]: ...
     def get(self, key: str, default: Any = None) -> Any: ...
 
+REPACKED_TOKENS: int
+
 class Model:
     def __init__(
         self,

@@ -39,8 +39,9 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
         n_threads: CPU threads; None takes every processor that this process may use.
         n_gpu_layers: layers on the GPU, counted as llama.cpp does: the output, then layers from the last
             one backwards. "all" or -1; "auto" takes as many as its free memory holds. docs/gpu.md.
-        repack: copy the weights on the CPU into layouts that are multiplied with faster, as llama.cpp does
-            by default; takes seconds and the copies' memory. docs/performance.md says what it buys.
+        repack: copy the weights on the CPU into layouts that are multiplied with faster by single tokens,
+            as llama.cpp does by default (there for prompts too, which that slows down on x86); takes
+            seconds and the copies' memory. docs/performance.md says what it buys.
         delta_mode: "sparse" (experts change the FFN's matrices), "gain" (they scale its output, as the
             published code does), "off" (the base alone); None takes the file's.
         experts: settings of experts by name or number, as the property `experts` takes them: a weight

@@ -10,8 +10,8 @@ def add_repack_flag(p: argparse.ArgumentParser | argparse._ArgumentGroup) -> Non
     p.add_argument(
         "--repack",
         action="store_true",
-        help="copy the weights into layouts that are multiplied with faster (docs/performance.md); loads "
-        "for seconds and takes memory for the copies",
+        help="copy the weights into layouts that tokens are generated with faster on some processors "
+        "(docs/performance.md); loads for seconds and takes memory for the copies",
     )
     p.add_argument(
         "-nr",

@@ -1,27 +1,33 @@
 """Weights copied into ggml's interleaved layouts: libllama's own results, and near those of mapped weights.
 
-libllama rearranges weights by default, so that a Q4_K_M file gives its logits to the bit here. Mapped ones
-round activations the same way and sum in another order, which the next layer's rounding to 8 bits amplifies:
-the bound is libllama's own distance between a batch and single tokens of this model (test_base_llamacpp.py).
+libllama rearranges weights by default, so that a Q4_K_M file gives its logits to the bit here, for batches of
+so few tokens that they are multiplied with the copies; larger ones give those of libllama without copies.
+Mapped weights round activations the same way and sum in another order, which the next layer's rounding to 8
+bits amplifies: the bound is libllama's own distance between a batch and single tokens of this model
+(test_base_llamacpp.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 from make_checkpoint import srde_checkpoint, tiny_base
 from models import nmse, random_tokens
+from numpy.typing import NDArray
 from sardine_gguf import InsufficientMemory, Sardine, _native
 from sardine_gguf.convert import convert, write_base
-from test_base_llamacpp import greedy, llama_greedy, llama_logits, open_llama
+from test_base_llamacpp import open_llama
 
 N_CTX = 256
 TOKENS = random_tokens(180, seed=12)
 MAX_NMSE = 1e-3
 N_LAYERS = 3
+FEW = min(_native.REPACKED_TOKENS, len(TOKENS))
 
 
 @pytest.fixture(scope="module")
@@ -66,26 +72,51 @@ def free() -> Iterator[None]:
     _native.pretend_available_memory(0)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_equals_libllama(plain: Path, threads: int) -> None:
-    """Logits of a batch to the bit, and 64 greedy tokens."""
-    llama = open_llama(plain)
-    with Sardine(plain, n_ctx=N_CTX, n_threads=threads, repack=True) as m:
-        np.testing.assert_array_equal(m.eval(TOKENS), llama_logits(llama, TOKENS))
-        assert greedy(m, TOKENS[:40], 64) == llama_greedy(llama, TOKENS[:40], 64)
+def in_steps(evaluate: Callable[[list[int]], object], step: int) -> list[Any]:
+    """What each batch of so many of the tokens gives."""
+    return [evaluate(TOKENS[i : i + step]) for i in range(0, len(TOKENS), step)]
+
+
+def libllama(path: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> NDArray[np.float32]:
+    """Its logits [n_tokens, n_vocab]: with copies for as few tokens as there are copies for here."""
+    default = llama_cpp.llama_cpp.llama_model_default_params
+
+    def params() -> Any:
+        p = default()
+        p.use_extra_bufts = step <= FEW
+        return p
+
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", params)
+    llama = open_llama(path)
+    in_steps(llama.eval, step)
+    found = np.array(llama.scores[: len(TOKENS)], np.float32)
     llama.close()
+    return found
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("step", [1, FEW, 18, 180])
+def test_equals_libllama(
+    plain: Path, threads: int, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits to the bit, in single tokens, in the largest batches that the copies are for, and in others."""
+    expected = libllama(plain, step, monkeypatch)
+    with Sardine(plain, n_ctx=N_CTX, n_threads=threads, repack=True) as m:
+        np.testing.assert_array_equal(np.concatenate(in_steps(m.eval, step)), expected)
 
 
 @pytest.mark.parametrize("mode", ["off", "gain", "sparse"])
-@pytest.mark.parametrize("step", [1, 60, 180])
+@pytest.mark.parametrize("step", [1, FEW, 60, 180])
 def test_near_the_mapped_weights(experts: Path, mode: str, step: int) -> None:
     """Every mode, tokens one by one and in batches; the copies are another computation, so not equal."""
     found = []
     for repack in (True, False):
         with Sardine(experts, n_ctx=N_CTX, delta_mode=mode, repack=repack) as m:  # type: ignore[arg-type]
-            parts = [m.eval(TOKENS[i : i + step]) for i in range(0, len(TOKENS), step)]
-            found.append(np.concatenate(parts))
-    assert 0 < nmse(*found) <= MAX_NMSE
+            found.append(np.concatenate(in_steps(m.eval, step)))
+    if step <= FEW:
+        assert 0 < nmse(*found) <= MAX_NMSE
+    else:
+        np.testing.assert_array_equal(*found)
 
 
 def test_what_is_copied(plain: Path, experts: Path, base: Path, workshop: Path) -> None:
@@ -110,7 +141,7 @@ def test_what_is_copied(plain: Path, experts: Path, base: Path, workshop: Path) 
     np.testing.assert_array_equal(*found)
 
 
-def test_tied_embeddings(workshop: Path) -> None:
+def test_tied_embeddings(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The output's matrix is copied as libllama does, and its rows are still read as embeddings."""
     base = tiny_base(
         workshop / "repack-tied",
@@ -124,11 +155,11 @@ def test_tied_embeddings(workshop: Path) -> None:
     )
     path = workshop / "repack-tied.gguf"
     write_base(base, path, "q4_k_m", n_threads=2, pure=True)
-    llama = open_llama(path)
-    with Sardine(path, n_ctx=N_CTX, repack=True) as m:
-        assert m.model.repacked[0] == 8
-        np.testing.assert_array_equal(m.eval(TOKENS), llama_logits(llama, TOKENS))
-    llama.close()
+    for step in (1, 180):
+        expected = libllama(path, step, monkeypatch)
+        with Sardine(path, n_ctx=N_CTX, repack=True) as m:
+            assert m.model.repacked[0] == 8
+            np.testing.assert_array_equal(np.concatenate(in_steps(m.eval, step)), expected)
 
 
 def test_contexts_share_the_copies(plain: Path) -> None:
