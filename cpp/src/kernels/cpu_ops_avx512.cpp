@@ -174,18 +174,31 @@ void pack_tile(const float* const* rows, int64_t n_rows, int64_t width, uint8_t*
 }
 
 void spread_tile(const float* acc, int64_t n_rows, int64_t n_tokens, const float* weight, float* const* y) {
-    for (int64_t r = 0; r < n_rows; r += 16) {
-        const int64_t n = n_rows - r < 16 ? n_rows - r : 16;
-        const __mmask16 mask = tail_mask(n);
+    // A token's rows at once: those of different tokens often lie a power of two apart, where the caches hold
+    // but a few of them.
+    constexpr int64_t kRows = 128;
+    alignas(64) float turned[16][kRows];
+    for (int64_t r0 = 0; r0 < n_rows; r0 += kRows) {
+        const int64_t m = n_rows - r0 < kRows ? n_rows - r0 : kRows;
         for (int64_t t0 = 0; t0 < n_tokens; t0 += 16) {
-            __m512i v[16];
-            for (int64_t i = 0; i < 16; ++i)
-                v[i] = i < n ? _mm512_loadu_si512(acc + (r + i) * kTokenTile + t0) : _mm512_setzero_si512();
-            transpose16(v);
-            for (int64_t t = t0; t < n_tokens && t < t0 + 16; ++t) {
-                const __m512 sum = _mm512_fmadd_ps(_mm512_set1_ps(weight[t]), _mm512_castsi512_ps(v[t - t0]),
-                                                   _mm512_maskz_loadu_ps(mask, y[t] + r));
-                _mm512_mask_storeu_ps(y[t] + r, mask, sum);
+            const int64_t n_t = n_tokens - t0 < 16 ? n_tokens - t0 : 16;
+            for (int64_t r = 0; r < m; r += 16) {
+                __m512i v[16];
+                for (int64_t i = 0; i < 16; ++i)
+                    v[i] = r + i < m ? _mm512_loadu_si512(acc + (r0 + r + i) * kTokenTile + t0)
+                                     : _mm512_setzero_si512();
+                transpose16(v);
+                for (int64_t t = 0; t < 16; ++t) _mm512_store_si512(&turned[t][r], v[t]);
+            }
+            for (int64_t t = 0; t < n_t; ++t) {
+                const __m512 w = _mm512_set1_ps(weight[t0 + t]);
+                float* at = y[t0 + t] + r0;
+                for (int64_t r = 0; r < m; r += 16) {
+                    const __mmask16 mask = tail_mask(m - r < 16 ? m - r : 16);
+                    const __m512 sum = _mm512_fmadd_ps(w, _mm512_load_ps(&turned[t][r]),
+                                                       _mm512_maskz_loadu_ps(mask, at + r));
+                    _mm512_mask_storeu_ps(at + r, mask, sum);
+                }
             }
         }
     }

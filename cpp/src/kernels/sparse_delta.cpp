@@ -9,6 +9,9 @@ namespace {
 
 constexpr int64_t kGroupPositions = 2048;  // values of a row group stay in the first-level cache
 constexpr int64_t kGroupRows = 64;
+// Rows of a tile that are summed before they are added to y, a multiple of a cache line: a token's rows lie
+// in one piece there, but tokens' far apart, often in the same set of a cache.
+constexpr int64_t kSpanRows = 128;
 
 struct Range {
     int64_t begin, end;
@@ -86,17 +89,22 @@ void add_tile(const SparseDeltaArgs& a, const CpuOps& ops, Range rows, int64_t b
     float* y[kTokenTile];
     float weight[kTokenTile];
     for (int32_t t = 0; t < of.n_slots; ++t) weight[t] = of.slots[t].weight;
-    for_row_groups(row_ptr, rows, [&](int64_t r, int64_t n_rows, int64_t begin, int64_t n) {
-        // Tokens' rows lie too far apart for the processor to foresee them.
-        for (int32_t t = 0; t < of.n_slots; ++t) {
-            y[t] = a.y + of.slots[t].token * a.y_stride + r;
-            for (int64_t c = 0; c < n_rows; c += 16) __builtin_prefetch(y[t] + c, 1);
-        }
-        if (shared) add_values(ops, m.shared, begin, n, 1.0f, false, scratch.values());
-        if (a.routes.k > 0) add_values(ops, m.expert(of.expert), begin, n, 1.0f, shared, scratch.values());
-        tile.rows(row_ptr + r, n_rows, m.col, scratch.values(), begin, packed, of.n_slots, scratch.sums());
-        ops.spread_tile(scratch.sums(), n_rows, of.n_slots, weight, y);
-    });
+    for (Range span{rows.begin, 0}; span.begin < rows.end; span.begin = span.end) {
+        span.end = std::min(rows.end, (span.begin / kSpanRows + 1) * kSpanRows);
+        if (row_ptr[span.begin] == row_ptr[span.end]) continue;
+        const auto sums = [&](int64_t r) { return scratch.sums() + (r - span.begin) * kTokenTile; };
+        int64_t done = span.begin;
+        for_row_groups(row_ptr, span, [&](int64_t r, int64_t n_rows, int64_t begin, int64_t n) {
+            std::fill(sums(done), sums(r), 0.0f);  // groups without positions
+            if (shared) add_values(ops, m.shared, begin, n, 1.0f, false, scratch.values());
+            if (a.routes.k > 0)
+                add_values(ops, m.expert(of.expert), begin, n, 1.0f, shared, scratch.values());
+            tile.rows(row_ptr + r, n_rows, m.col, scratch.values(), begin, packed, of.n_slots, sums(r));
+            done = r + n_rows;
+        });
+        for (int32_t t = 0; t < of.n_slots; ++t) y[t] = a.y + of.slots[t].token * a.y_stride + span.begin;
+        ops.spread_tile(scratch.sums(), done - span.begin, of.n_slots, weight, y);
+    }
 }
 
 }  // namespace
@@ -110,12 +118,12 @@ void SparseScratch::reserve(const DeltaMatrix& m, int64_t n_tokens, int64_t k) {
         longest = std::max<int64_t>(longest, m.row_ptr[r + 1] - m.row_ptr[r]);
     // A group is at most kGroupPositions or one row, plus the block it starts in and the one it ends in.
     grow(values_, std::max(kGroupPositions, longest) + 2 * kQ8Block);
-    grow(sums_, kGroupRows * kTokenTile);
+    grow(sums_, kSpanRows * kTokenTile);
     if (n_tokens >= kMinTileTokens) tiles.reserve(n_tokens, k, m.n_experts);
 }
 
 size_t SparseScratch::bound(int64_t n_cols, int64_t n_tokens, int64_t k, int64_t n_experts) {
-    const int64_t floats = std::max(kGroupPositions, n_cols) + 2 * kQ8Block + kGroupRows * kTokenTile;
+    const int64_t floats = std::max(kGroupPositions, n_cols) + 2 * kQ8Block + kSpanRows * kTokenTile;
     return sizeof(float) * floats + TokenTiles::bound(n_tokens, k, n_experts);
 }
 

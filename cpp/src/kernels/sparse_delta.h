@@ -43,7 +43,7 @@ class SparseScratch {
 
  private:
     std::vector<float> values_;  // one row group's values
-    std::vector<float> sums_;    // [rows of a group][kTokenTile]
+    std::vector<float> sums_;    // [rows of a span][kTokenTile]
 };
 
 // The tiles that a matrix's deltas read.
