@@ -265,8 +265,9 @@ ggml_tensor* Graph::attention(const GraphContext& g, int64_t il, ggml_tensor* x)
     return name(linear(w.wo, w.bo, out), "attn_out", il);
 }
 
-// docs/format.md, "What is computed"
-ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor* x) {
+// docs/format.md, "What is computed". Of all tokens, whose routes are wanted in any case, or of the last
+// alone.
+ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor* x, bool last_alone) {
     ggml_context* ctx = ctx_.get();
     const LayerWeights& w = g.weights->layers[il];
     const LayerExperts* experts = g.mode == DeltaMode::off ? nullptr : w.experts.get();
@@ -285,6 +286,13 @@ ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor*
         }
         routes.push_back(route);
     }
+    if (last_alone) {
+        x = ggml_get_rows(ctx, x, last);
+        if (route)
+            route =
+                ggml_view_2d(ctx, route, route->ne[0], 1, route->nb[1], (shape.n_tokens - 1) * route->nb[1]);
+    }
+    const int64_t n_tokens = x->ne[1];
     // The last input's tiles: those of gate serve up as well.
     struct {
         const ggml_tensor* of = nullptr;
@@ -292,11 +300,11 @@ ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor*
         ggml_tensor* tiles = nullptr;
     } packed;
     auto operand = [&](const DeltaOp& op, ggml_tensor* in, ggml_tensor* routes) {
-        if (shape.n_tokens < kMinTileTokens) return in;
+        if (n_tokens < kMinTileTokens) return in;
         const TileOps& tiles = tile_ops(*op.delta, *op.ops);
         if (packed.of != in || packed.ops != &tiles) {
-            const int64_t bytes = packed_bytes(tiles, in->ne[0], shape.n_tokens, routes ? g.n_expert_used : 0,
-                                               op.delta->n_experts);
+            const int64_t bytes =
+                packed_bytes(tiles, in->ne[0], n_tokens, routes ? g.n_expert_used : 0, op.delta->n_experts);
             ggml_tensor* args[] = {in, routes};
             packed = {in, &tiles,
                       ggml_custom_4d(ctx, GGML_TYPE_I8, bytes, 1, 1, 1, args, routes ? 2 : 1, pack_op,
@@ -352,7 +360,10 @@ Graph::Graph(const GraphContext& g, const GraphShape& s) : shape(s), repacked_(g
     for (int64_t il = 0; il < g.n_layers; ++il) {
         const LayerWeights& w = g.weights->layers[il];
         x = ggml_add(ctx, attention(g, il, name(rms_norm(g, x, w.attn_norm), "attn_norm", il)), x);
-        x = ggml_add(ctx, feed_forward(g, il, name(rms_norm(g, x, w.ffn_norm), "ffn_norm", il)), x);
+        const bool last_alone = last && il == g.n_layers - 1;
+        ggml_tensor* in = name(rms_norm(g, x, w.ffn_norm), "ffn_norm", il);
+        if (last_alone) x = ggml_get_rows(ctx, x, last);
+        x = ggml_add(ctx, feed_forward(g, il, in, last_alone), x);
         name(x, "l_out", il);
     }
     if (g.ends_hidden) {
@@ -362,7 +373,7 @@ Graph::Graph(const GraphContext& g, const GraphShape& s) : shape(s), repacked_(g
         for (ggml_tensor* r : routes) ggml_build_forward_expand(graph, r);
         return;
     }
-    if (last) x = ggml_get_rows(ctx, x, last);
+    if (last && g.n_layers == 0) x = ggml_get_rows(ctx, x, last);
     x = rms_norm(g, x, g.weights->output_norm);
     int64_t t = 0;
     for (const int64_t n : part_sizes(n_logits, bounded_rows(g.weights->output))) {

@@ -107,7 +107,7 @@ class Graph {
  private:
     ggml_tensor* flash_attention(const GraphContext& g, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v);
     ggml_tensor* attention(const GraphContext& g, int64_t il, ggml_tensor* x);
-    ggml_tensor* feed_forward(const GraphContext& g, int64_t il, ggml_tensor* x);
+    ggml_tensor* feed_forward(const GraphContext& g, int64_t il, ggml_tensor* x, bool last_alone);
     ggml_tensor* rms_norm(const GraphContext& g, ggml_tensor* x, ggml_tensor* weight);
     ggml_tensor* product(ggml_tensor* weight, ggml_tensor* x);
     ggml_tensor* linear(ggml_tensor* weight, ggml_tensor* bias, ggml_tensor* x);

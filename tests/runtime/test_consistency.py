@@ -78,16 +78,22 @@ def test_calls_of_odd_sizes(tiny: TinyModel, whole: dict[str, NDArray[np.float32
         np.testing.assert_array_equal(np.concatenate(ids, axis=1), m.routing()[0])
 
 
-def test_decode_keeps_the_last_logits(tiny: TinyModel) -> None:
-    """The path without all logits, in one batch and in several, and token by token."""
+@pytest.mark.parametrize("mode", MODES)
+def test_decode_keeps_the_last_logits(tiny: TinyModel, mode: str) -> None:
+    """The path without all logits, in one batch and in several, and token by token: its last layer computes
+    the FFN of the last token alone, but routes all of them."""
     for n_batch in (512, 7):
-        with tiny.open(n_batch=n_batch) as m:
+        with tiny.open(n_batch=n_batch, delta_mode=mode) as m:
             expected = m.eval(TOKENS)[-1]
             np.testing.assert_array_equal(m.session.last_logits(), expected)
+            routes = m.session.routing()
             m.reset()
             assert m.session.last_logits().size == 0
             m.session.decode(TOKENS)
             assert nmse(m.session.last_logits(), expected) <= MAX_NMSE
+            ids, weights = m.session.routing()
+            np.testing.assert_array_equal(ids, routes[0])
+            np.testing.assert_allclose(weights, routes[1], rtol=0, atol=1e-5)
             m.reset()
             for t in TOKENS:
                 m.session.decode([t])
