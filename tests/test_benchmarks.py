@@ -48,17 +48,18 @@ def test_batches() -> None:
 
 
 def test_operations_of_a_prompt(model_file: Path) -> None:
-    """Five tokens after ten in batches of two: products counted one by one."""
+    """Five tokens after ten in batches of two: products counted one by one; the last of two layers has an FFN
+    for each batch's last token."""
     with Sardine(model_file, n_ctx=64, n_batch=2, delta_mode="sparse") as model:
         found = costs(model, 5, 10)
         h, inner, kv = WIDTHS["hidden"], WIDTHS["inner"], WIDTHS["heads_kv"] * WIDTHS["head_dim"]
         q = WIDTHS["heads"] * WIDTHS["head_dim"]
-        assert found["ffn"].multiply_adds == 5 * 2 * 3 * h * inner
+        assert found["ffn"].multiply_adds == (5 + 3) * 3 * h * inner
         assert found["attention products"].multiply_adds == 5 * 2 * (2 * h * q + 2 * h * kv)
         assert found["router"].multiply_adds == 5 * 2 * 3 * h
         assert found["output"].multiply_adds == 3 * h * WIDTHS["vocab"]  # a batch's last token
         positions = 3 * round(0.02 * h * inner)
-        assert found["deltas"].multiply_adds == 5 * 2 * 2 * positions  # 2 layers, 2 experts a token
+        assert found["deltas"].multiply_adds == (5 + 3) * 2 * positions  # 2 experts a token
         seen = sum(range(11, 16))  # positions of the five tokens
         assert found["attention"].multiply_adds == 2 * 2 * q * seen
         assert found["attention"].nbytes == 2 * 2 * 2 * kv * (12 + 14 + 15)
@@ -71,7 +72,8 @@ def test_bytes_of_a_batch(model_file: Path) -> None:
         assert one["ffn"].nbytes == eight["ffn"].nbytes == more["ffn"].nbytes / 2
         values = sum(t.nbytes for t in model.model.file.tensors if t.name.endswith("_delta.val"))
         rest = one["deltas"].nbytes - values * 2 / 3
-        assert eight["deltas"].nbytes == pytest.approx(rest + values * (1 - (1 / 3) ** 8))
+        first, last = (values / 2 * (1 - (1 / 3) ** n) for n in (8, 1))
+        assert eight["deltas"].nbytes == pytest.approx(rest + first + last)
         off = costs(model.new_context(delta_mode="off"), 8)
         assert "deltas" not in off
         assert "router" not in off

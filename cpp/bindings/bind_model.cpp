@@ -39,7 +39,10 @@ py::dict experts_dict(const Model& m) {
 }  // namespace
 
 void bind_model(py::module_& m) {
-    m.attr("REPACKED_TOKENS") = kRepackedTokens;  // of a batch that the copies of repack multiply, at most
+    m.def(
+        "repacked_tokens", [] { return repacked_tokens(); },
+        "Tokens of a batch that repack's copies of Q4_K weights multiply on this processor, at most; 0 "
+        "without.");
     py::class_<Model, std::shared_ptr<Model>>(m, "Model",
                                               "A mapped and checked model file; threads may share it.")
         .def(py::init([](const std::string& path, int n_threads, const std::optional<std::string>& adapter,

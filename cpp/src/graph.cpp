@@ -168,6 +168,7 @@ ggml_tensor* Graph::rms_norm(const GraphContext& g, ggml_tensor* x, ggml_tensor*
     return ggml_mul(ctx_.get(), ggml_rms_norm(ctx_.get(), x, g.hparams->rms_eps), weight);
 }
 
+// By the tokens of the batch, also where the last one alone is multiplied: as libllama's, to the bit.
 ggml_tensor* Graph::product(ggml_tensor* weight, ggml_tensor* x) {
     return ggml_mul_mat(ctx_.get(), repacked_ ? repacked_->of(weight, shape.n_tokens) : weight, x);
 }
@@ -265,6 +266,11 @@ ggml_tensor* Graph::attention(const GraphContext& g, int64_t il, ggml_tensor* x)
     return name(linear(w.wo, w.bo, out), "attn_out", il);
 }
 
+// The last column of t [n, n_tokens].
+ggml_tensor* Graph::last_token(ggml_tensor* t) {
+    return t->ne[1] == 1 ? t : ggml_view_2d(ctx_.get(), t, t->ne[0], 1, t->nb[1], (t->ne[1] - 1) * t->nb[1]);
+}
+
 // docs/format.md, "What is computed". Of all tokens, whose routes are wanted in any case, or of the last
 // alone.
 ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor* x, bool last_alone) {
@@ -287,10 +293,8 @@ ggml_tensor* Graph::feed_forward(const GraphContext& g, int64_t il, ggml_tensor*
         routes.push_back(route);
     }
     if (last_alone) {
-        x = ggml_get_rows(ctx, x, last);
-        if (route)
-            route =
-                ggml_view_2d(ctx, route, route->ne[0], 1, route->nb[1], (shape.n_tokens - 1) * route->nb[1]);
+        x = last_token(x);
+        if (route) route = last_token(route);
     }
     const int64_t n_tokens = x->ne[1];
     // The last input's tiles: those of gate serve up as well.
@@ -354,15 +358,15 @@ Graph::Graph(const GraphContext& g, const GraphShape& s) : shape(s), repacked_(g
         if (flash) mask = input(GGML_TYPE_F16, s.n_kv, s.n_tokens, 1, "mask");
         if (h.attn_temp_scale != 0.0f) attn_scale = input(GGML_TYPE_F32, 1, 1, s.n_tokens, "attn_scale");
     }
-    if (!s.all_logits && !g.ends_hidden) last = input(GGML_TYPE_I32, 1, 1, 1, "last");
+    const bool last_logits = !s.all_logits && !g.ends_hidden;
 
     ggml_tensor* x = ggml_get_rows(ctx, g.weights->tok_embd, tokens);  // [n_embd, n_tokens]
     for (int64_t il = 0; il < g.n_layers; ++il) {
         const LayerWeights& w = g.weights->layers[il];
         x = ggml_add(ctx, attention(g, il, name(rms_norm(g, x, w.attn_norm), "attn_norm", il)), x);
-        const bool last_alone = last && il == g.n_layers - 1;
+        const bool last_alone = last_logits && il == g.n_layers - 1;
         ggml_tensor* in = name(rms_norm(g, x, w.ffn_norm), "ffn_norm", il);
-        if (last_alone) x = ggml_get_rows(ctx, x, last);
+        if (last_alone) x = last_token(x);
         x = ggml_add(ctx, feed_forward(g, il, in, last_alone), x);
         name(x, "l_out", il);
     }
@@ -373,7 +377,6 @@ Graph::Graph(const GraphContext& g, const GraphShape& s) : shape(s), repacked_(g
         for (ggml_tensor* r : routes) ggml_build_forward_expand(graph, r);
         return;
     }
-    if (last && g.n_layers == 0) x = ggml_get_rows(ctx, x, last);
     x = rms_norm(g, x, g.weights->output_norm);
     int64_t t = 0;
     for (const int64_t n : part_sizes(n_logits, bounded_rows(g.weights->output))) {

@@ -96,7 +96,6 @@ class Graph {
     ggml_tensor* kv_rows = nullptr;     // i64 [n_tokens], null without layers
     ggml_tensor* mask = nullptr;        // f16 [n_kv, n_tokens], null for our own attention
     ggml_tensor* attn_scale = nullptr;  // f32 [1, 1, n_tokens], null without attention temperature
-    ggml_tensor* last = nullptr;        // i32 [1], null when all logits are wanted or none
     ggml_tensor* hidden = nullptr;      // f32 [n_embd, n_tokens], null where there are logits
     std::vector<ggml_tensor*> logits;   // f32 [n_vocab, tokens of a part]; the parts follow each other
     std::vector<ggml_tensor*> routes;   // f32 [2k, n_tokens], one per layer with experts
@@ -110,6 +109,7 @@ class Graph {
     ggml_tensor* feed_forward(const GraphContext& g, int64_t il, ggml_tensor* x, bool last_alone);
     ggml_tensor* rms_norm(const GraphContext& g, ggml_tensor* x, ggml_tensor* weight);
     ggml_tensor* product(ggml_tensor* weight, ggml_tensor* x);
+    ggml_tensor* last_token(ggml_tensor* t);
     ggml_tensor* linear(ggml_tensor* weight, ggml_tensor* bias, ggml_tensor* x);
     ggml_tensor* input(ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2, const char* name);
     ggml_tensor* name(ggml_tensor* t, const char* stem, int64_t il);

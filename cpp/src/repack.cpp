@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <string_view>
 
 #include "page_advice.h"
 #include "parallel.h"
@@ -55,7 +56,7 @@ class Layouts {
     std::vector<ggml_backend_buffer_ptr> empty_;  // an empty buffer of each
 };
 
-struct Copy {
+struct Planned {
     const ggml_tensor* from;
     ggml_backend_buffer_type_t type;
     ggml_tensor* tensor = nullptr;
@@ -76,7 +77,7 @@ struct Copy {
 RepackedWeights::RepackedWeights(const Weights& w, int64_t n_layers, bool output, int n_threads,
                                  const Progress& progress) {
     const Layouts layouts;
-    std::vector<Copy> copies;
+    std::vector<Planned> copies;
     auto add = [&](const ggml_tensor* t) {
         if (ggml_backend_buffer_type_t type = layouts.of(t)) copies.push_back({t, type});
     };
@@ -89,7 +90,7 @@ RepackedWeights::RepackedWeights(const Weights& w, int64_t n_layers, bool output
     ctx_ = tensor_context(copies.size() + 1);
 
     double need = 0;
-    for (Copy& c : copies) {
+    for (Planned& c : copies) {
         c.tensor = ggml_new_tensor(ctx_.get(), c.from->type, GGML_MAX_DIMS, c.from->ne);
         ggml_set_name(c.tensor, c.from->name);
         need += static_cast<double>(ggml_backend_buft_get_alloc_size(c.type, c.tensor));
@@ -101,7 +102,7 @@ RepackedWeights::RepackedWeights(const Weights& w, int64_t n_layers, bool output
         if (progress) progress(static_cast<double>(done) / static_cast<double>(copies.size()));
         const size_t n = std::min(copies.size() - done, static_cast<size_t>(n_threads));
         for (size_t i = done; i < done + n; ++i) {
-            const Copy& c = copies[i];
+            const Planned& c = copies[i];
             const size_t size = ggml_backend_buft_get_alloc_size(c.type, c.tensor);
             buffers_.emplace_back(ggml_backend_buft_alloc_buffer(c.type, size));
             ggml_backend_buffer_t buffer = buffers_.back().get();
@@ -113,15 +114,16 @@ RepackedWeights::RepackedWeights(const Weights& w, int64_t n_layers, bool output
         }
         parallel_for(static_cast<int64_t>(n), n_threads, 1, [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
-                const Copy& c = copies[done + i];
+                const Planned& c = copies[done + i];
                 ggml_backend_tensor_set(c.tensor, c.from->data, 0, ggml_nbytes(c.from));
             }
         });
     }
-    for (const Copy& c : copies) {
-        copies_[c.from] = c.tensor;
+    for (const Planned& c : copies) {
+        const int64_t most = repacked_tokens(c.type);
+        copies_[c.from] = {c.tensor, most};
         // Of a tied output the rows are still read where they are mapped.
-        if (kRepackedTokens < INT64_MAX || c.from == w.tok_embd) continue;
+        if (most < INT64_MAX || c.from == w.tok_embd) continue;
         mapped_bytes_ += static_cast<double>(ggml_nbytes(c.from));
         // Out of this process's memory; they come back if read.
         advise_pages(c.from->data, ggml_nbytes(c.from), MADV_DONTNEED);
@@ -129,9 +131,21 @@ RepackedWeights::RepackedWeights(const Weights& w, int64_t n_layers, bool output
 }
 
 ggml_tensor* RepackedWeights::of(ggml_tensor* weight, int64_t n_tokens) const {
-    if (n_tokens > kRepackedTokens) return weight;
     const auto found = copies_.find(weight);
-    return found == copies_.end() ? weight : found->second;
+    return found == copies_.end() || n_tokens > found->second.max_tokens ? weight : found->second.tensor;
+}
+
+int64_t repacked_tokens(ggml_backend_buffer_type_t layout) {
+#if defined(__x86_64__)
+    if (std::string_view(ggml_backend_buft_name(layout)) != "AMX") return 16;
+#endif
+    return INT64_MAX;
+}
+
+int64_t repacked_tokens() {
+    const ggml_context_ptr ctx = tensor_context(1);
+    ggml_backend_buffer_type_t type = Layouts().of(ggml_new_tensor_2d(ctx.get(), GGML_TYPE_Q4_K, 256, 256));
+    return type ? repacked_tokens(type) : 0;
 }
 
 }  // namespace sardine

@@ -13,13 +13,12 @@
 
 namespace sardine {
 
-// Tokens of a batch that is multiplied with the copies, at most. On x86 ggml's products of more are faster
-// with the plain layout: 1.2 times with 32 tokens, 1.4 with 64, 1.8 with 128 (docs/performance.md).
-#if defined(__x86_64__)
-constexpr int64_t kRepackedTokens = 16;
-#else
-constexpr int64_t kRepackedTokens = INT64_MAX;
-#endif
+// Tokens of a batch that is multiplied with copies in this layout, at most. On x86 ggml's products of more
+// are faster with the plain layout: 1.2 times with 32 tokens, 1.4 with 64, 1.8 with 128
+// (docs/performance.md); but for AMX, which is for many.
+int64_t repacked_tokens(ggml_backend_buffer_type_t layout);
+// The same of the layout that this processor has for Q4_K, 0 without one.
+int64_t repacked_tokens();
 
 class RepackedWeights {
  public:
@@ -38,8 +37,12 @@ class RepackedWeights {
 
  private:
     ggml_context_ptr ctx_;
-    std::vector<ggml_backend_buffer_ptr> buffers_;                 // one for each tensor
-    std::unordered_map<const ggml_tensor*, ggml_tensor*> copies_;  // by the mapped ones
+    std::vector<ggml_backend_buffer_ptr> buffers_;  // one for each tensor
+    struct Copy {
+        ggml_tensor* tensor;
+        int64_t max_tokens;
+    };
+    std::unordered_map<const ggml_tensor*, Copy> copies_;  // by the mapped ones
     double bytes_ = 0, mapped_bytes_ = 0;
     int64_t n_tensors_ = 0;
 };

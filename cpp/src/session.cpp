@@ -268,7 +268,6 @@ void Session::run(std::span<const int32_t> tokens, bool want_all, float* all_log
             std::fill(row + n_past + i + 1, row + g.shape.n_kv, hidden);
         }
     }
-    if (g.last) *static_cast<int32_t*>(g.last->data) = static_cast<int32_t>(n - 1);
 
     if (n_threads_ > 1) threads_made_in = pid_;
     if (profile_) profile_->begin(g.graph);

@@ -76,7 +76,9 @@ def costs(model: Sardine, n_tokens: int, past: float = 0.0) -> dict[str, Cost]:
         part = part_of(t.name, tied)
         cost = out.setdefault(part, Cost())
         used = mode == "sparse"
-        for size, _ in batches:
+        last_layer = t.name.startswith(f"blk.{h['n_layer'] - 1}.ffn_")  # of the last token alone
+        for n_batch, _ in batches:
+            size = 1 if last_layer and part != "router" else n_batch
             share = 1.0
             if part == "rest" and t.name == "token_embd.weight":
                 share = min(1.0, size / t.shape[-1])

@@ -40,7 +40,7 @@ class Sardine(OpenAIMethods, EvaluationMethods, ModelFacts):
         n_gpu_layers: layers on the GPU, counted as llama.cpp does: the output, then layers from the last
             one backwards. "all" or -1; "auto" takes as many as its free memory holds. docs/gpu.md.
         repack: copy the weights on the CPU into layouts that are multiplied with faster by single tokens,
-            as llama.cpp does by default (there for prompts too, which that slows down on x86); takes
+            as llama.cpp does by default (there for prompts too, which that slows down on most x86); takes
             seconds and the copies' memory. docs/performance.md says what it buys.
         delta_mode: "sparse" (experts change the FFN's matrices), "gain" (they scale its output, as the
             published code does), "off" (the base alone); None takes the file's.

@@ -27,7 +27,7 @@ N_CTX = 256
 TOKENS = random_tokens(180, seed=12)
 MAX_NMSE = 1e-3
 N_LAYERS = 3
-FEW = min(_native.REPACKED_TOKENS, len(TOKENS))
+FEW = min(_native.repacked_tokens(), len(TOKENS))
 
 
 @pytest.fixture(scope="module")

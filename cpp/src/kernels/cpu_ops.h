@@ -11,6 +11,10 @@ namespace sardine {
 // Tokens per tile of the prefill kernel.
 constexpr int kTokenTile = 32;
 
+// Rows of a tile that are summed before they are added to y, whole lines of the cache: a token's rows lie in
+// one piece there, but tokens' far apart, often in the same set of a cache.
+constexpr int64_t kSpanRows = 128;
+
 // Positions that attention weighs at a time.
 constexpr int64_t kAttentionBlock = 64;
 

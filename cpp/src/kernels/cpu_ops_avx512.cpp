@@ -174,12 +174,9 @@ void pack_tile(const float* const* rows, int64_t n_rows, int64_t width, uint8_t*
 }
 
 void spread_tile(const float* acc, int64_t n_rows, int64_t n_tokens, const float* weight, float* const* y) {
-    // A token's rows at once: those of different tokens often lie a power of two apart, where the caches hold
-    // but a few of them.
-    constexpr int64_t kRows = 128;
-    alignas(64) float turned[16][kRows];
-    for (int64_t r0 = 0; r0 < n_rows; r0 += kRows) {
-        const int64_t m = n_rows - r0 < kRows ? n_rows - r0 : kRows;
+    alignas(64) float turned[16][kSpanRows];
+    for (int64_t r0 = 0; r0 < n_rows; r0 += kSpanRows) {
+        const int64_t m = n_rows - r0 < kSpanRows ? n_rows - r0 : kSpanRows;
         for (int64_t t0 = 0; t0 < n_tokens; t0 += 16) {
             const int64_t n_t = n_tokens - t0 < 16 ? n_tokens - t0 : 16;
             for (int64_t r = 0; r < m; r += 16) {

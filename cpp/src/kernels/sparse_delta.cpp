@@ -9,9 +9,6 @@ namespace {
 
 constexpr int64_t kGroupPositions = 2048;  // values of a row group stay in the first-level cache
 constexpr int64_t kGroupRows = 64;
-// Rows of a tile that are summed before they are added to y, a multiple of a cache line: a token's rows lie
-// in one piece there, but tokens' far apart, often in the same set of a cache.
-constexpr int64_t kSpanRows = 128;
 
 struct Range {
     int64_t begin, end;

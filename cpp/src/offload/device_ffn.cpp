@@ -105,7 +105,7 @@ ggml_tensor* DeviceProgram::with_rows(const Ffn& f) {
     ggml_tensor* hidden = ggml_swiglu_split(ctx, gate, up);
     if (!down_acts) {
         ggml_tensor* y = product(f.w.ffn_down, hidden);
-        return ggml_add(ctx, f.gain ? ggml_mul(ctx, y, gain_) : y, residual_);
+        return sum(f.gain ? ggml_mul(ctx, y, gain_) : y, residual_);
     }
     store(hidden, hidden_ffn_);
     device::RowsArgs one = rows(hidden_ffn_);
@@ -114,7 +114,7 @@ ggml_tensor* DeviceProgram::with_rows(const Ffn& f) {
     launch([one, s = f.x.down_shape](device::Device& d) { return d.delta_rows(one, s); });
     next_graph();
     ggml_tensor* y = linear(f.w.ffn_down, down_, hidden_ffn_);
-    return f.gain ? ggml_add(ctx, ggml_mul(ctx, y, gain_), residual_) : y;
+    return f.gain ? sum(ggml_mul(ctx, y, gain_), residual_) : y;
 }
 
 // Many tokens: products first, deltas added to them in place.
@@ -152,7 +152,7 @@ ggml_tensor* DeviceProgram::with_tiles(const Ffn& f) {
         next_graph();
         y = down_;
     }
-    return ggml_add(ctx, f.gain ? ggml_mul(ctx, y, gain_) : y, residual_);
+    return sum(f.gain ? ggml_mul(ctx, y, gain_) : y, residual_);
 }
 
 // docs/format.md, "What is computed"; h is the residual, and part of what comes back.
@@ -164,7 +164,7 @@ ggml_tensor* DeviceProgram::feed_forward(int64_t il, ggml_tensor* h) {
     auto plain = [&] {
         ggml_tensor* gate = product(w.ffn_gate, x);
         ggml_tensor* hidden = ggml_swiglu_split(ctx, gate, product(w.ffn_up, x));
-        ggml_tensor* y = ggml_add(ctx, product(w.ffn_down, hidden), h);
+        ggml_tensor* y = sum(product(w.ffn_down, hidden), h);
         if (shape.n_tokens <= kRowsTokens) return y;
         // A batch can be stopped between layers: one graph each.
         store(y, this->hidden);

@@ -76,7 +76,14 @@ ggml_tensor* DeviceProgram::product(ggml_tensor* weight, ggml_tensor* x) {
 
 ggml_tensor* DeviceProgram::linear(ggml_tensor* weight, ggml_tensor* bias, ggml_tensor* x) {
     ggml_tensor* y = product(weight, x);
-    return bias ? ggml_add(ctx_.get(), y, bias) : y;
+    return bias ? sum(y, bias) : y;
+}
+
+// ggml-cuda computes a product and what is added to it at once, and then in the precision of the sum.
+ggml_tensor* DeviceProgram::sum(ggml_tensor* product, ggml_tensor* other) {
+    ggml_tensor* y = ggml_add(ctx_.get(), product, other);
+    y->op_params[0] = product->op == GGML_OP_MUL_MAT ? product->op_params[0] : 0;
+    return y;
 }
 
 // As Graph::attention, always by ggml: flash attention where the device has it for these heads and keys.
@@ -109,9 +116,10 @@ ggml_tensor* DeviceProgram::attention(const LayerWeights& w, int64_t il, ggml_te
     q = ggml_permute(ctx, q, 0, 2, 1, 3);
     ggml_tensor* out;  // [head_dim, n_head, n_tokens], contiguous
     if (c_->flash) {
-        // For one token ggml-cuda has a kernel with sums in f32, and takes it when a tensor's rows lie at odd
-        // places: here those of the second sequence, which is none. Its tensor cores sum in f16.
-        if (n == 1)
+        // For one token ggml-cuda has a kernel with sums in f32 for these heads, and takes it when a tensor's
+        // rows lie at odd places: here those of the second sequence, which is none. Its tensor cores sum in
+        // f16.
+        if (n == 1 && hd % 64 == 0 && hd <= 256 && hd != 192)
             q = ggml_view_4d(ctx, q, hd, 1, h.n_head, 1, q->nb[1], q->nb[2], q->nb[3] + sizeof(float), 0);
         out = ggml_flash_attn_ext(ctx, q, heads(k_cache), heads(v_cache), mask, scale, 0.0f, 0.0f);
         ggml_prec_set_acc(out, GGML_PREC_F32);
@@ -196,7 +204,7 @@ DeviceProgram::DeviceProgram(const DeviceContext& c, const DeviceShape& s, ggml_
     ggml_tensor* x = hidden;
     for (int64_t il = first; il < h.n_layer; ++il) {
         const LayerWeights& w = c.weights->layer(il).base;
-        x = ggml_add(ctx_.get(), attention(w, il, rms_norm(x, w.attn_norm)), x);
+        x = sum(attention(w, il, rms_norm(x, w.attn_norm)), x);
         x = feed_forward(il, x);
     }
     if (last) x = ggml_get_rows(ctx_.get(), x, last);

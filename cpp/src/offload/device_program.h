@@ -109,6 +109,7 @@ class DeviceProgram {
 
     ggml_tensor* rms_norm(ggml_tensor* x, ggml_tensor* weight);
     ggml_tensor* product(ggml_tensor* weight, ggml_tensor* x);
+    ggml_tensor* sum(ggml_tensor* product, ggml_tensor* other);
     ggml_tensor* linear(ggml_tensor* weight, ggml_tensor* bias, ggml_tensor* x);
     ggml_tensor* attention(const LayerWeights& w, int64_t il, ggml_tensor* x);
     ggml_tensor* feed_forward(int64_t il, ggml_tensor* h);

@@ -183,8 +183,12 @@ double device_scratch_estimate(const HParams& h, const ContextPlan& plan) {
     const auto n = static_cast<double>(std::min(plan.n_batch, plan.n_ctx));
     const double row = 6.0 * static_cast<double>(h.n_ff) + 8.0 * static_cast<double>(h.n_embd) +
                        2.0 * static_cast<double>(h.head_dim * h.n_head + 2 * h.n_embd_kv());
-    return kGpuWorkspace + 4.0 * n * row + 2.0 * n * static_cast<double>(padded_positions(plan.n_ctx)) +
-           4.0 * static_cast<double>(h.n_vocab);
+    const auto n_kv = static_cast<double>(padded_positions(plan.n_ctx));
+    double attention = 2.0 * n * n_kv;                                  // the mask
+    if (plan.kv_type == GGML_TYPE_F32 || !flash_has_heads(h.head_dim))  // scores, weights, values in columns
+        attention +=
+            8.0 * n * n_kv * static_cast<double>(h.n_head) + 4.0 * n_kv * static_cast<double>(h.n_embd_kv());
+    return kGpuWorkspace + 4.0 * n * row + attention + 4.0 * static_cast<double>(h.n_vocab);
 }
 
 void check_gpu_weights(const Weights& w, const HParams& h, int64_t n, double free) {

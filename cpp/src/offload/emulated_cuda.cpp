@@ -13,10 +13,12 @@
 namespace sardine {
 namespace {
 
-constexpr int64_t kBlock = 32;     // activations with one scale
-constexpr int64_t kKeys = 64;      // keys between two looks at the maximum
-constexpr int64_t kMma = 16;       // products that a tensor core sums before it rounds
-constexpr int64_t kFewTokens = 8;  // at most, for kernels that work in f32
+constexpr int64_t kBlock = 32;  // activations with one scale
+constexpr int64_t kKeys = 64;   // keys between two looks at the maximum
+constexpr int64_t kMma = 16;    // products that a tensor core sums before it rounds
+// Tokens of ggml-cuda's kernels at most: in f32 of f32 weights, for quantized ones, on tensor cores of its
+// own; and rows of f16 keys of several heads.
+constexpr int64_t kVectorTokens = 3, kByteVectorTokens = 8, kTileTokens = 16, kVectorRows = 512;
 constexpr float kMaxOffset = 3.0f * 0.6931f;
 constexpr float kFlushed = -20.0f;  // of exponents that rescale sums
 
@@ -37,13 +39,19 @@ void widen(ggml_type type, const void* row, int64_t n, float* out) {
         ggml_get_type_traits(type)->to_float(row, out, n);
 }
 
-// x as eight bits and a scale of 16 for each block, widened again.
-void round_activations(const float* x, int64_t n, float* out) {
+// Types whose blocks have an offset beside the scale: activations then have scales of 16 bits always.
+bool has_offsets(ggml_type type) {
+    return type == GGML_TYPE_Q4_0 || type == GGML_TYPE_Q4_1 || type == GGML_TYPE_Q5_1 ||
+           type == GGML_TYPE_Q4_K || type == GGML_TYPE_Q5_K;
+}
+
+// x as eight bits and a scale for each block, widened again.
+void round_activations(const float* x, int64_t n, bool half_scale, float* out) {
     for (int64_t b = 0; b < n; b += kBlock) {
         const int64_t m = std::min(kBlock, n - b);
         float top = 0.0f;
         for (int64_t i = 0; i < m; ++i) top = std::max(top, std::fabs(x[b + i]));
-        const float d = top / 127.0f, stored = to_half(d);
+        const float d = top / 127.0f, stored = half_scale ? to_half(d) : d;
         for (int64_t i = 0; i < m; ++i) out[b + i] = d == 0.0f ? 0.0f : std::round(x[b + i] / d) * stored;
     }
 }
@@ -76,31 +84,47 @@ float to_tf32(float x) {
     return x;
 }
 
-// Weights times tokens, for each head. As ggml-cuda rounds: of more than a few tokens, f16 weights are summed
-// in f16, unless f32 is asked for, and others in f32 from TF32.
+// As ggml-cuda's kernels for so many tokens round x, and whether they sum in f16.
+struct Factors {
+    enum { exact, bytes, half, tf32 } as = exact;
+    bool sums_half = false;
+};
+Factors factors_of(const ggml_tensor* node) {
+    const ggml_tensor* w = node->src[0];
+    const int64_t n = node->src[1]->ne[1];
+    if (ggml_is_quantized(w->type)) return {Factors::bytes};
+    if (w->type != GGML_TYPE_F16) return {n <= kVectorTokens ? Factors::exact : Factors::tf32};
+    const bool precise = node->op_params[0] == GGML_PREC_F32;
+    const bool vector = n == 1 && (w->ne[1] <= kVectorRows || w->ne[2] == 1);
+    if (vector) return {precise ? Factors::exact : Factors::half, !precise};
+    if (n <= kTileTokens) return {Factors::half};
+    return precise ? Factors{Factors::tf32} : Factors{Factors::half, true};
+}
+
+// Weights times tokens, for each head.
 template <bool kRounds>
 void product(ggml_tensor* dst, int ith, int nth, void* data) {
     const auto* node = static_cast<const ggml_tensor*>(data);
     const ggml_tensor *w = node->src[0], *x = node->src[1];
     const int64_t n = w->ne[0], n_rows = w->ne[1], n_tokens = x->ne[1], shared = x->ne[2] / w->ne[2];
-    const bool quantized = kRounds && ggml_is_quantized(w->type), many = kRounds && n_tokens > kFewTokens;
-    const bool half = kRounds && w->type == GGML_TYPE_F16 && node->op_params[0] != GGML_PREC_F32;
+    const Factors factors = kRounds ? factors_of(node) : Factors{};
     std::vector<float> rounded(n * n_tokens), row(n);
     for (int64_t h = 0; h < x->ne[2]; ++h) {
         for (int64_t t = 0; t < n_tokens; ++t) {
             float* to = rounded.data() + t * n;
             std::copy_n(at<float>(x, t, h), n, to);
-            if (quantized)
-                round_activations(to, n, to);
-            else if (half)
+            if (factors.as == Factors::bytes)
+                round_activations(to, n, n_tokens <= kByteVectorTokens || has_offsets(w->type), to);
+            else if (factors.as == Factors::half)
                 std::transform(to, to + n, to, to_half);
-            else if (many)
+            else if (factors.as == Factors::tf32)
                 std::transform(to, to + n, to, to_tf32);
         }
         for (int64_t r = n_rows * ith / nth; r < n_rows * (ith + 1) / nth; ++r) {
             widen(w->type, at<void>(w, r, h / shared), n, row.data());
             for (int64_t t = 0; t < n_tokens; ++t)
-                at<float>(dst, t, h)[r] = (half ? dot_in_half : dot)(row.data(), rounded.data() + t * n, n);
+                at<float>(dst, t, h)[r] =
+                    (factors.sums_half ? dot_in_half : dot)(row.data(), rounded.data() + t * n, n);
         }
     }
 }
@@ -192,7 +216,7 @@ void flash_attention(ggml_tensor* dst, int ith, int nth, void* data) {
         for (int64_t t = 0; t < n_tokens; ++t) {
             std::transform(at<float>(q, t, h), at<float>(q, t, h) + dim, query.begin(),
                            [&](float x) { return vector ? x * scale : to_half(x * scale); });
-            if (vector && quantized) round_activations(query.data(), dim, query.data());
+            if (vector && quantized) round_activations(query.data(), dim, false, query.data());
             for (int64_t p = 0; p < n_kv; ++p)
                 weights[p] = dot(query.data(), keys.data() + p * dim, dim) +
                              ggml_fp16_to_fp32(at<ggml_fp16_t>(mask, t)[p]);
@@ -217,11 +241,6 @@ ggml_custom_op_t as_cuda(const ggml_tensor* node, bool rounds) {
 
 }  // namespace
 
-bool emulated_flash_supports(const ggml_tensor* op) {
-    constexpr int64_t kHeads[] = {40, 64, 72, 80, 96, 112, 128, 256};
-    return std::find(std::begin(kHeads), std::end(kHeads), op->src[0]->ne[0]) != std::end(kHeads);
-}
-
 ggml_status compute_as_cuda(ggml_backend* cpu, ggml_cgraph* graph, bool rounds) {
     const int n = ggml_graph_n_nodes(graph);
     const ggml_context_ptr ctx(
@@ -233,6 +252,10 @@ ggml_status compute_as_cuda(ggml_backend* cpu, ggml_cgraph* graph, bool rounds) 
         ggml_tensor* t = nodes[i];
         const ggml_custom_op_t f = as_cuda(t, rounds);
         if (!f) continue;
+        const ggml_tensor* next = i + 1 < n ? kept[i + 1] : nullptr;
+        if (t->op == GGML_OP_MUL_MAT && next && next->op == GGML_OP_ADD && next->src[0] == t &&
+            next->op_params[0] != t->op_params[0])
+            throw Error("a sum has another precision than its product, which ggml-cuda computes with it");
         // Another node over the same memory: what reads the first one's data finds the second one's.
         nodes[i] = ggml_custom_4d(ctx.get(), t->type, t->ne[0], t->ne[1], t->ne[2], t->ne[3], t->src, 2, f,
                                   GGML_N_TASKS_MAX, t);

@@ -9,9 +9,6 @@
 
 namespace sardine {
 
-// Whether ggml-cuda's flash attention takes these heads.
-bool emulated_flash_supports(const ggml_tensor* op);
-
 // Computes the graph on ggml's CPU backend but for these nodes.
 ggml_status compute_as_cuda(ggml_backend* cpu, ggml_cgraph* graph, bool rounds);
 

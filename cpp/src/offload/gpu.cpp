@@ -5,6 +5,7 @@
 #include <ggml-cpu.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "emulated_device.h"
@@ -55,6 +56,11 @@ void* load_kernels(const std::string& path) {
 }
 
 }  // namespace
+
+bool flash_has_heads(int64_t dim) {
+    constexpr int64_t kHeads[] = {40, 64, 72, 80, 96, 112, 128, 256};
+    return std::find(std::begin(kHeads), std::end(kHeads), dim) != std::end(kHeads);
+}
 
 void emulate_gpu(uint64_t free_bytes, bool flash, bool rounds) {
     emulated_memory = free_bytes;
@@ -129,7 +135,8 @@ double Gpu::free_memory() const {
 }
 
 bool Gpu::supports(const ggml_tensor* op) const {
-    if (emulated_ && op->op == GGML_OP_FLASH_ATTN_EXT && !(emulated_flash && emulated_flash_supports(op)))
+    if (emulated_ && op->op == GGML_OP_FLASH_ATTN_EXT &&
+        !(emulated_flash && flash_has_heads(op->src[0]->ne[0])))
         return false;
     return ggml_backend_supports_op(backend_.get(), op);
 }

@@ -69,6 +69,9 @@ GpuFacts find_gpus();
 // Loads a library of kernels and opens its device. Throws DeviceError, which says what to do.
 std::unique_ptr<device::Device> open_kernels(const std::string& path, ggml_backend* backend);
 
+// Whether ggml-cuda's flash attention takes heads of this size, whatever the others are like.
+bool flash_has_heads(int64_t dim);
+
 // For tests: from now on the GPU is emulated by the CPU, and has so much free memory; 0 ends it. `flash`:
 // whether it has flash attention, which ggml-cuda has for some sizes of heads only. `rounds`: see
 // emulated_cuda.h.
