@@ -222,9 +222,12 @@ def test_interrupted_while_the_prompt_is_read(model_file: Path, tmp_path: Path) 
             if line.startswith(b"runs: "):  # loaded; the prompt takes minutes
                 break
         program.send_signal(signal.SIGINT)
-        out, _ = program.communicate(timeout=120)
-    assert program.returncode == 130
+        out, err = program.communicate(timeout=120)
+    # A shell says 130 of both: Python ends by the signal itself, after it was handled, if it came while a
+    # dataclass of a module was being made.
+    assert program.returncode in (130, -signal.SIGINT)
     assert not out.strip()
+    assert b"Traceback" not in err
 
 
 def test_flags_of_llama_cpp_do_something(model_file: Path, tmp_path: Path) -> None:
