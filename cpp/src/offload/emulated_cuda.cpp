@@ -248,8 +248,9 @@ ggml_status compute_as_cuda(ggml_backend* cpu, ggml_cgraph* graph, bool rounds) 
     if (!ctx) throw InsufficientMemory("no memory for the emulated GPU");
     ggml_tensor** nodes = ggml_graph_nodes(graph);
     const std::vector<ggml_tensor*> kept(nodes, nodes + n);
+    std::vector<ggml_tensor*> ours = kept;
     for (int i = 0; i < n; ++i) {
-        ggml_tensor* t = nodes[i];
+        ggml_tensor* t = kept[i];
         const ggml_custom_op_t f = as_cuda(t, rounds);
         if (!f) continue;
         const ggml_tensor* next = i + 1 < n ? kept[i + 1] : nullptr;
@@ -257,12 +258,13 @@ ggml_status compute_as_cuda(ggml_backend* cpu, ggml_cgraph* graph, bool rounds) 
             next->op_params[0] != t->op_params[0])
             throw Error("a sum has another precision than its product, which ggml-cuda computes with it");
         // Another node over the same memory: what reads the first one's data finds the second one's.
-        nodes[i] = ggml_custom_4d(ctx.get(), t->type, t->ne[0], t->ne[1], t->ne[2], t->ne[3], t->src, 2, f,
-                                  GGML_N_TASKS_MAX, t);
-        nodes[i]->data = t->data;
-        nodes[i]->buffer = t->buffer;
-        nodes[i]->flags = t->flags;
+        ours[i] = ggml_custom_4d(ctx.get(), t->type, t->ne[0], t->ne[1], t->ne[2], t->ne[3], t->src, 2, f,
+                                 GGML_N_TASKS_MAX, t);
+        ours[i]->data = t->data;
+        ours[i]->buffer = t->buffer;
+        ours[i]->flags = t->flags;
     }
+    std::copy(ours.begin(), ours.end(), nodes);
     const ggml_status status = ggml_backend_graph_compute(cpu, graph);
     std::copy(kept.begin(), kept.end(), nodes);
     return status;
